@@ -1,0 +1,46 @@
+#!/bin/sh
+# Set up what is missing, then run every check: lint, types, tests.
+#
+#   sh run_tests.sh              the checks of every day
+#   sh run_tests.sh --all        also the long forms of torture, fuzzing and fault sweeps
+#   sh run_tests.sh tests/patch  any other argument goes to pytest
+set -eu
+
+ROOT=$(cd "$(dirname "$0")" && pwd -P)
+. "$ROOT/scripts/environment.sh"
+
+# Speech synthesis, a Chinese font and a build tool, which some tests use for real.
+install_system_packages() {
+    missing=""
+    command -v espeak-ng >/dev/null 2>&1 || missing="$missing espeak-ng"
+    command -v cmake >/dev/null 2>&1 || missing="$missing cmake"
+    command -v make >/dev/null 2>&1 || missing="$missing make"
+    command -v gcc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
+    [ -n "$(find /usr/share/fonts -name 'wqy-zenhei*' 2>/dev/null | head -n 1)" ] || missing="$missing fonts-wqy-zenhei"
+    [ -n "$missing" ] || return 0
+    if can_apt; then
+        # shellcheck disable=SC2086 # a list of package names
+        apt_install $missing || say "warning: not installed:$missing"
+    else
+        say "warning: not root, so these stay missing and the tests that need them are deselected:$missing"
+    fi
+}
+
+# The everyday selection stands in pyproject.toml; an empty one selects everything.
+if [ "${1:-}" = "--all" ]; then
+    shift
+    set -- -m "" "$@"
+fi
+
+install_system_packages
+prepare_environment test
+
+cd "$ROOT"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+say "ruff"
+.venv/bin/ruff check .
+.venv/bin/ruff format --check --quiet .
+say "pyright"
+.venv/bin/pyright
+say "pytest"
+exec .venv/bin/python -m pytest "$@"
