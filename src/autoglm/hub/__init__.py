@@ -1,0 +1,43 @@
+"""The hub: releases, the patches between them, and who gets which.
+
+Publishing is atomic, the store immutable and content-addressed, packages are built by a separate worker
+process, and the decision for a device is a pure function in memory. SQLAlchemy is used nowhere else.
+It serves no HTTP and signs nothing: the service does the one, the trust part the other.
+
+    >>> from autoglm.hub import Hub, HubConfig, WorkerProcess
+    >>> with Hub.open(HubConfig(Path("data/hub"))) as hub, WorkerProcess(hub.config):   # doctest: +SKIP
+    ...     hub.publish(Path("v1.2.wpatch"), percent=100)
+"""
+
+from autoglm.hub.decision import Choice, Snapshot, decide
+from autoglm.hub.hub import PACKAGE_PATH, Hub
+from autoglm.hub.records import (
+    Audience,
+    Claims,
+    Device,
+    HubConfig,
+    HubInfo,
+    PackageRecord,
+    Publication,
+    Release,
+    Rollout,
+)
+from autoglm.hub.supervision import WorkerProcess
+
+__all__ = [
+    "PACKAGE_PATH",
+    "Audience",
+    "Choice",
+    "Claims",
+    "Device",
+    "Hub",
+    "HubConfig",
+    "HubInfo",
+    "PackageRecord",
+    "Publication",
+    "Release",
+    "Rollout",
+    "Snapshot",
+    "WorkerProcess",
+    "decide",
+]

@@ -1,0 +1,391 @@
+"""The hub: keeps every release, builds patches between them, and tells each device what is for it.
+
+One object a process, safe in any number of threads, and next to other processes on the same directory.
+Everything that it promises is durable before a call returns, but for last-seen times, which follow within
+about a second.
+
+    >>> hub = Hub.open(HubConfig(Path("data/hub")))                             # doctest: +SKIP
+    >>> hub.publish(Path("v1.2.wpatch"), percent=100).created                   # doctest: +SKIP
+    True
+    >>> hub.check(UpdateRequest("dev_12345", "v1.1")).target_version            # doctest: +SKIP
+    'v1.2'
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session
+
+from autoglm import files
+from autoglm.errors import NotFoundError, PermissionDeniedError
+from autoglm.hub.database import Database
+from autoglm.hub.decision import Choice, decide
+from autoglm.hub.devices import Devices, Sighting
+from autoglm.hub.ledger import list_packages
+from autoglm.hub.publication import Publisher
+from autoglm.hub.records import (
+    Audience,
+    Claims,
+    Device,
+    HubConfig,
+    HubInfo,
+    PackageRecord,
+    Publication,
+    Release,
+    Rollout,
+    RolloutState,
+)
+from autoglm.hub.rollouts import change_state, describe, list_rollouts, put_rollout
+from autoglm.hub.snapshot import SnapshotCache
+from autoglm.hub.store import Store, objects_of
+from autoglm.hub.tables import PackageRow, ReleaseRow
+from autoglm.hub.tokens import Tokens, ensure_admin_token
+from autoglm.releases import EventAnswer, EventBatch, Manifest, UpdateAnswer, UpdateRequest
+
+PACKAGE_PATH = "/v1/model/packages/{sha256}.wpatch"
+
+
+def database_url(config: HubConfig) -> str:
+    """Return where the database is."""
+    return config.database_url or f"sqlite:///{config.directory.absolute() / 'hub.sqlite'}"
+
+
+class Hub:
+    """Releases, packages, roll-outs and devices of one model. Made by :meth:`open`."""
+
+    def __init__(
+        self, config: HubConfig, store: Store, database: Database, clock: Callable[[], float]
+    ) -> None:
+        self._config, self._store, self._database, self._clock = config, store, database, clock
+        self._snapshots = SnapshotCache(database, config.model, config.variant)
+        self._publisher = Publisher(config, store, database, clock)
+        self._tokens = Tokens(database)
+        self._devices = Devices(database, config.model, config.variant)
+        self._admin_token = ""
+
+    @classmethod
+    def open(cls, config: HubConfig, *, clock: Callable[[], float] = time.time) -> Self:
+        """Open a hub: make what is missing, migrate, and clean up after interrupted work.
+
+        Args:
+            config: the settings.
+            clock: seconds since 1970.
+
+        Raises:
+            ConfigError: a setting is wrong.
+            StorageError: the directory or the database cannot be used.
+        """
+        store = Store(config.directory)
+        try:
+            with store.lock():
+                database, token = cls._enter(config, store, clock())
+        except OSError as error:
+            raise files.storage_error(error, f"opening the hub in {store.directory}") from error
+        hub = cls(config, store, database, clock)
+        hub._admin_token = token
+        return hub
+
+    @staticmethod
+    def _enter(config: HubConfig, store: Store, now: float) -> tuple[Database, str]:
+        database = Database(database_url(config))
+        try:
+            _recover(store, database)
+            return database, ensure_admin_token(database, store.directory / "admin.token", now)
+        except BaseException:
+            database.close()
+            raise
+
+    def close(self) -> None:
+        """Write what waits to be written, and let go of everything.
+
+        Raises:
+            StorageError: the database refused.
+        """
+        try:
+            self._devices.close()
+        finally:
+            self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def config(self) -> HubConfig:
+        """The settings it was opened with."""
+        return self._config
+
+    # Releases and packages
+
+    @contextlib.contextmanager
+    def upload(self) -> Generator[Path]:
+        """Give a path on the store's disk to write a package to before publishing it.
+
+        The file is removed after the block.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        with self._store.workspace() as work:
+            yield work / "upload.wpatch"
+
+    def publish(
+        self,
+        package: Path,
+        *,
+        percent: float | None = None,
+        groups: Sequence[str] = (),
+        regions: Sequence[str] = (),
+    ) -> Publication:
+        """Take a ``.wpatch`` in as a release; with any of the keywords, offer it in the same transaction.
+
+        It may take minutes for a large model: never call it on an event loop.
+
+        Args:
+            package: a full package, or a patch against a release that is here.
+            percent: share of the devices in ``groups`` and ``regions`` that it is offered to.
+            groups: any of these; none means all devices.
+            regions: any of these; none means all devices.
+
+        Raises:
+            ConfigError: a keyword is out of its range.
+            NotFoundError: no such file, or its base is not in this hub.
+            PackageError, BaseMismatchError, IntegrityError, ManifestError: the package is broken.
+            ConflictError: the version or counter is taken, the model is another, or its roll-out is paused.
+            StorageError: the disk refused. After any of these, nothing was published.
+        """
+        offered = percent is not None or groups or regions
+        audience = Audience.of(percent, tuple(groups), tuple(regions)) if offered else None
+        self._devices.flush()  # what devices run now decides which patches are built
+        return self._publisher.publish(package, audience)
+
+    def releases(self) -> list[Release]:
+        """Return all releases, oldest counter first."""
+        with self._database.read() as session:
+            rows = session.scalars(self._all_releases().order_by(ReleaseRow.counter))
+            return [self._as_release(row) for row in rows]
+
+    def release(self, version: str) -> Release:
+        """Return one release.
+
+        Raises:
+            NotFoundError: there is none of that version.
+        """
+        with self._database.read() as session:
+            return self._as_release(self._find_release(session, version))
+
+    def packages(self) -> list[PackageRecord]:
+        """Return the ledger: every package that is there or wanted."""
+        with self._database.read() as session:
+            return list_packages(session, self._config.model, self._config.variant)
+
+    def package_path(self, sha256: str) -> Path:
+        """Return where a stored package lies; never any other file of the store.
+
+        Raises:
+            NotFoundError: ``sha256`` is no hash of a package of this hub.
+        """
+        if files.is_sha256(sha256):
+            stored = (PackageRow.sha256 == sha256, PackageRow.state == "stored")
+            with self._database.read() as session:
+                if session.scalars(select(PackageRow.id).where(*stored)).first() is not None:
+                    return self._store.object_path(sha256)
+        raise NotFoundError(f"there is no package {sha256[:80]!r}")
+
+    def info(self) -> HubInfo:
+        """Return the hub at a glance."""
+        snapshot = self._snapshots.current()
+        newest = max(snapshot.releases.values(), key=lambda release: release.counter, default=None)
+        unfinished = [entry for entry in snapshot.ledger.values() if entry.state in ("pending", "running")]
+        return HubInfo(
+            model=self._config.model,
+            variant=self._config.variant,
+            version=None if newest is None else newest.version,
+            releases=len(snapshot.releases),
+            active_rollouts=len(snapshot.rules),
+            unfinished_packages=len(unfinished),
+        )
+
+    # Devices
+
+    def check(self, request: UpdateRequest, claims: Claims | None = None, base_url: str = "") -> UpdateAnswer:
+        """Answer a device that asks for an update. In memory, so it may be called on an event loop.
+
+        Args:
+            request: what the device says.
+            claims: what its token proves.
+            base_url: what the download URL begins with.
+
+        Raises:
+            PermissionDeniedError: the token belongs to another device.
+            StorageError: the database refused.
+        """
+        _check_device(claims, request.device_id)
+        now = self._clock()
+        choice = decide(self._snapshots.current(), request, claims, now)
+        answer = self._answer(choice, base_url)
+        if self._is_ours(request):
+            sighting = Sighting(
+                device_id=request.device_id,
+                version=request.current_version,
+                manifest_sha256=request.current_sha256,
+                seen_at=now,
+                rollout_id=answer.rollout_id,
+                attempt_id=answer.attempt_id,
+                wanted=choice.queue,
+            )
+            self._devices.see(sighting)
+        return answer
+
+    def explain(self, request: UpdateRequest, claims: Claims | None = None) -> Choice:
+        """Return the decision for a device and its reason, changing nothing."""
+        return decide(self._snapshots.current(), request, claims, self._clock())
+
+    def record(self, batch: EventBatch, claims: Claims | None = None) -> EventAnswer:
+        """Store what a device reports, each event exactly once, and say whether it should go on.
+
+        Raises:
+            PermissionDeniedError: the token belongs to another device.
+            StorageError: the database refused; nothing of the batch is stored.
+        """
+        _check_device(claims, batch.device_id)
+        control = self._devices.record(batch, self._clock())
+        accepted = dict.fromkeys(event.event_id for event in batch.events)
+        return EventAnswer(tuple(accepted), control)
+
+    def devices(self, *, limit: int | None = None) -> list[Device]:
+        """Return the devices ever seen, newest sight first; all of them without a limit."""
+        return self._devices.list(limit)
+
+    # Roll-outs
+
+    def rollouts(self) -> list[Rollout]:
+        """Return all roll-outs with their counts, oldest first."""
+        self._devices.flush()
+        with self._database.read() as session:
+            return list_rollouts(session, self._config.model, self._config.variant)
+
+    def create_rollout(
+        self, version: str, percent: float, groups: Sequence[str] = (), regions: Sequence[str] = ()
+    ) -> Rollout:
+        """Offer a release; for the same release, groups and regions again, set the percentage.
+
+        Raises:
+            ConfigError: an argument is out of its range.
+            NotFoundError: there is no such release.
+            ConflictError: the same roll-out is paused.
+        """
+        audience = Audience.of(percent, tuple(groups), tuple(regions))
+        with self._database.write() as session:
+            release = self._find_release(session, version)
+            return describe(session, put_rollout(session, release, audience, self._clock()))
+
+    def set_rollout_state(self, rollout_id: str, state: RolloutState) -> Rollout:
+        """Pause, resume or abort a roll-out; aborting is final.
+
+        Raises:
+            ConfigError: ``state`` is no state.
+            NotFoundError: there is no such roll-out.
+            ConflictError: it was aborted.
+        """
+        with self._database.write() as session:
+            return describe(session, change_state(session, rollout_id, state, self._clock()))
+
+    # Tokens
+
+    @property
+    def admin_token(self) -> str:
+        """The embedded admin token, which also lies in ``admin.token`` for the owner of this machine."""
+        return self._admin_token
+
+    def verify_token(self, token: str) -> Claims | None:
+        """Return what a token proves, None for an unknown, malformed or revoked one."""
+        return self._tokens.verify(token, self._snapshots.current().revision)
+
+    def issue_token(self, claims: Claims) -> str:
+        """Make a token; only its hash is kept, so it can be shown this once.
+
+        Raises:
+            ConfigError: the claims break a rule.
+        """
+        return self._tokens.issue(claims, self._clock())
+
+    def revoke_token(self, name: str) -> int:
+        """Revoke all tokens of a name and return how many there were.
+
+        Raises:
+            NotFoundError: there is no live token of that name.
+        """
+        return self._tokens.revoke(name, self._clock())
+
+    def _all_releases(self) -> Select[ReleaseRow]:
+        ours = (ReleaseRow.model == self._config.model, ReleaseRow.variant == self._config.variant)
+        return select(ReleaseRow).where(*ours)
+
+    def _find_release(self, session: Session, version: str) -> ReleaseRow:
+        row = session.scalars(self._all_releases().where(ReleaseRow.version == version)).one_or_none()
+        if row is None:
+            raise NotFoundError(f"there is no release {version[:80]!r}; publish it first")
+        return row
+
+    def _as_release(self, row: ReleaseRow) -> Release:
+        return Release(Manifest.from_bytes(row.manifest), self._store.releases / row.folder, row.created_at)
+
+    def _is_ours(self, request: UpdateRequest) -> bool:
+        asked = (request.model or self._config.model, request.variant or self._config.variant)
+        return asked == (self._config.model, self._config.variant)
+
+    def _answer(self, choice: Choice, base_url: str) -> UpdateAnswer:
+        if choice.package is None or choice.rule is None:
+            return UpdateAnswer(False, retry_after_s=choice.retry_after_s)
+        package, release = choice.package, choice.rule.release
+        full = choice.full
+        return UpdateAnswer(
+            need_update=True,
+            target_version=release.version,
+            download_url=base_url + PACKAGE_PATH.format(sha256=package.sha256),
+            kind="patch" if choice.kind == "patch" else "full",
+            manifest_sha256=release.manifest_sha256,
+            counter=release.counter,
+            sha256=package.sha256,
+            size=package.size,
+            header_length=package.header_length,
+            header_sha256=package.header_sha256,
+            full_url=full and base_url + PACKAGE_PATH.format(sha256=full.sha256),
+            full_sha256=full and full.sha256,
+            full_size=full and full.size,
+            full_header_length=full and full.header_length,
+            full_header_sha256=full and full.header_sha256,
+            rollout_id=choice.rule.rollout_id,
+            attempt_id=secrets.token_hex(12),
+            retry_after_s=self._config.retry_after_s,
+        )
+
+
+def _check_device(claims: Claims | None, device_id: str) -> None:
+    if claims is not None and claims.device_id not in (None, device_id):
+        raise PermissionDeniedError(f"this token belongs to {claims.device_id}, not to {device_id}")
+
+
+def _recover(store: Store, database: Database) -> None:
+    """Remove what killed work left, and link release directories that are gone; under the store's lock."""
+    with database.read() as session:
+        manifests = [Manifest.from_bytes(content) for content in session.scalars(select(ReleaseRow.manifest))]
+        stored = select(PackageRow.sha256).where(PackageRow.state == "stored")
+        packages = {sha256 for sha256 in session.scalars(stored) if sha256 is not None}
+    objects = packages.union(*(objects_of(manifest) for manifest in manifests))
+    store.sweep({manifest.folder for manifest in manifests}, objects)
+    for manifest in manifests:
+        store.restore_release(manifest)

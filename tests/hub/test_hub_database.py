@@ -1,0 +1,173 @@
+"""The database and the store beneath the hub."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine
+
+import autoglm.hub.database as database_module
+from autoglm.errors import ConfigError, NotFoundError, StorageError
+from autoglm.hub import Claims, Hub, HubConfig
+from autoglm.hub.database import HEAD, Database
+from autoglm.hub.store import Store
+from autoglm.hub.tables import Base
+
+World = Any
+
+
+def test_the_migrations_make_the_tables(tmp_path: Path) -> None:
+    """What a migrated database holds is what the table definitions say, and HEAD is the last migration."""
+    Database(f"sqlite:///{tmp_path / 'hub.sqlite'}").close()
+    engine = create_engine(f"sqlite:///{tmp_path / 'hub.sqlite'}")
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+    engine.dispose()
+    config = Config()
+    config.set_main_option("script_location", str(Path(database_module.__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    assert ScriptDirectory.from_config(config).get_heads() == [HEAD]
+
+
+def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    """An older program does not touch what it cannot understand."""
+    url = f"sqlite:///{tmp_path / 'hub.sqlite'}"
+    Database(url).close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "hub.sqlite")) as raw:
+        raw.execute("UPDATE alembic_version SET version_num = '9999'")
+        raw.commit()
+    with pytest.raises(StorageError, match="newer version"):
+        Database(url)
+
+
+def test_a_damaged_database_is_a_typed_error(config: HubConfig) -> None:
+    """Bytes that are no database are refused with advice, and are not overwritten."""
+    config.directory.mkdir()
+    (config.directory / "hub.sqlite").write_bytes(b"this is not a database, and never was one" * 100)
+    with pytest.raises(StorageError, match="backup"):
+        Hub.open(config)
+    assert (config.directory / "hub.sqlite").read_bytes().startswith(b"this is not")
+
+
+@pytest.mark.parametrize(
+    "url", ["nonsense", "postgresql://host/db", "mysql://host/db", "sqlite://", "sqlite:///:memory:"]
+)
+def test_only_sqlite_files_are_accepted(tmp_path: Path, url: str) -> None:
+    """A URL that this version cannot serve is a setting error that names the key."""
+    with pytest.raises(ConfigError, match="database_url"):
+        Hub.open(HubConfig(tmp_path / "hub", database_url=url))
+
+
+def test_the_database_may_lie_elsewhere(tmp_path: Path) -> None:
+    """``database_url`` moves the database out of the directory."""
+    url = f"sqlite:///{tmp_path / 'elsewhere.sqlite'}"
+    with Hub.open(HubConfig(tmp_path / "hub", database_url=url)) as hub:
+        hub.issue_token(Claims("viewer", name="x"))
+    assert (tmp_path / "elsewhere.sqlite").exists() and not (tmp_path / "hub" / "hub.sqlite").exists()
+
+
+@pytest.mark.parametrize("change", [{"model": "../x"}, {"variant": ""}, {"retry_after_s": 0}])
+def test_a_wrong_setting_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
+    """Settings are checked where they are made."""
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        HubConfig(tmp_path, **change)
+
+
+def test_a_directory_that_cannot_be_made_is_a_typed_error(tmp_path: Path) -> None:
+    """A file in the way is said, not raised as an OSError."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError):
+        Hub.open(HubConfig(tmp_path / "file" / "hub"))
+
+
+def test_a_lock_that_cannot_be_taken_is_a_typed_error(config: HubConfig) -> None:
+    """What stands where the lock should be is said, not raised as an OSError."""
+    (config.directory / "store.lock").mkdir(parents=True)
+    with pytest.raises(StorageError, match="opening the hub"):
+        Hub.open(config)
+
+
+def test_an_exception_undoes_a_transaction(tmp_path: Path) -> None:
+    """Nothing of a failed block is kept, and the revision stays."""
+    database = Database(f"sqlite:///{tmp_path / 'hub.sqlite'}")
+    with database.read() as session:
+        before = Database.revision(session)
+    with pytest.raises(RuntimeError), database.write() as session:
+        session.connection().exec_driver_sql(
+            "INSERT INTO devices (model, variant, device_id, first_seen_at,"
+            " seen_at, last_seq) VALUES ('m', 'v', 'd', 0, 0, 0)"
+        )
+        raise RuntimeError
+    with database.read() as session:
+        assert Database.revision(session) == before
+        assert session.connection().exec_driver_sql("SELECT count(*) FROM devices").scalar() == 0
+    database.close()
+
+
+OPEN = """
+import sys
+from pathlib import Path
+from autoglm.hub import Claims, Hub, HubConfig
+print("ready", flush=True)
+sys.stdin.readline()
+with Hub.open(HubConfig(Path(sys.argv[1]))) as hub:
+    print(hub.admin_token)
+"""
+
+
+def test_two_processes_may_make_the_hub_at_once(config: HubConfig) -> None:
+    """Both first opens succeed and agree on the admin token."""
+    command = [sys.executable, "-c", OPEN, str(config.directory)]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    children = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    for child in children:
+        child.stdout.readline()
+    for child in children:
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    tokens = {child.communicate()[0] for child in children}
+    assert len(tokens) == 1 and len(tokens.pop()) > 40
+
+
+def test_a_sweep_spares_the_workspaces_of_the_living(tmp_path: Path) -> None:
+    """What somebody works on stays; what nobody holds goes."""
+    store = Store(tmp_path / "hub")
+    (store.uploads / "abandoned").mkdir()
+    (store.uploads / "abandoned" / "part").write_text("x")
+    (store.uploads / "stray").write_text("x")
+    (store.objects / ("a" * 64)).write_text("x")
+    with store.workspace() as work:
+        (work / "part").write_text("x")
+        with store.lock():
+            store.sweep((), ())
+        assert (work / "part").exists()
+        assert [path.name for path in store.uploads.iterdir()] == [work.name]
+    assert not list(store.uploads.iterdir()) and not list(store.objects.iterdir())
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "", ".", "A" * 64, "g" * 64])
+def test_only_hashes_name_objects(tmp_path: Path, name: str) -> None:
+    """No text leads out of the objects directory."""
+    with pytest.raises(NotFoundError):
+        Store(tmp_path / "hub").object_path(name)
+
+
+def test_a_rotten_object_is_replaced_by_a_good_one(hub: Hub, config: HubConfig, world: World) -> None:
+    """An object whose bytes changed on disk is not trusted when the same content comes again."""
+    hub.publish(world.full["v1.2"])
+    shared = next(file for file in world.manifest("v1.2").files if file.path == "config.json")
+    rotten = config.directory / "objects" / shared.sha256
+    rotten.chmod(0o644)
+    rotten.write_text("[]")
+    hub.publish(world.full["v1.3"])
+    assert rotten.read_text() == "{}"
