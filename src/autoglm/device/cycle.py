@@ -1,0 +1,271 @@
+"""One update attempt: download, verify, apply, try out, commit, swap.
+
+What it guarantees: the old release serves until the new one has passed its self-test; before each step the
+state that it leads to is on the disk, so that a crash anywhere is taken up by the next start; the commit of
+``current.json`` is the only point of no return, and even that ends in a trial.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from autoglm import files
+from autoglm.device import outcome
+from autoglm.device.context import Device
+from autoglm.device.install import find_installed
+from autoglm.device.obtain import Obtaining
+from autoglm.device.offer import Offer
+from autoglm.device.runtime import Runtime, SelfTestReport
+from autoglm.device.settings import Gate
+from autoglm.device.slots import Slot
+from autoglm.device.states import (
+    E_CANCELLED,
+    E_HELD,
+    Attempt,
+    GiveUpError,
+    State,
+)
+from autoglm.device.status import UpdateResult
+from autoglm.device.transport import BusyError, Transport
+from autoglm.errors import (
+    AutoGLMError,
+    ConfigError,
+    EngineError,
+    HealthError,
+    HubError,
+    NetworkError,
+    OutOfMemoryError,
+    OverloadedError,
+    StorageError,
+)
+from autoglm.releases import Manifest
+
+_log = logging.getLogger(__name__)
+
+
+class HeldError(AutoGLMError):
+    """The attempt stops here for now and goes on later; caught inside the SDK.
+
+    Attributes:
+        reason: the code reported.
+    """
+
+    def __init__(self, message: str, *, reason: str = E_HELD) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A release that is now the current one.
+
+    Attributes:
+        manifest: what it is.
+        pause_s: how long nothing was served during the swap; None without a swap.
+    """
+
+    manifest: Manifest
+    pause_s: float | None
+
+
+class Cycle:
+    """Carries one offer from the hub's answer to the start of its trial.
+
+    Args:
+        runtime: what runs the model; None installs without a swap, for the app to load at its next start.
+        gate: asked at every step whether to go on.
+    """
+
+    def __init__(self, device: Device, transport: Transport, runtime: Runtime | None, gate: Gate) -> None:
+        self._device, self._transport, self._runtime, self._gate = device, transport, runtime, gate
+        self._machine = device.machine
+        self._obtaining = Obtaining(device, transport, self._go_on)
+
+    def run(self, offer: Offer) -> Arrival:
+        """Do all of it.
+
+        Raises:
+            GiveUpError: the release cannot be had or is not fit; the attempt is still to be ended.
+            HeldError, NetworkError, HubError, StorageError, EngineError: not now; the attempt stays open.
+        """
+        self._begin(offer)
+        slot, manifest = find_installed(self._device, offer) or self._obtaining.obtain(offer)
+        if self._machine.state is State.DOWNLOADING:
+            self._machine.move(State.APPLYING)
+        self._obey_the_hub()
+        return Arrival(manifest, self._try_out(slot, manifest))
+
+    def _begin(self, offer: Offer) -> None:
+        """Store the intent, or take up the attempt at this same release that was interrupted."""
+        attempt = self._machine.attempt
+        if attempt is not None and attempt.manifest_sha256 != offer.manifest_sha256:
+            self._machine.move(State.IDLE)
+            attempt = None
+        if attempt is not None:
+            self._machine.note(rollout_id=offer.rollout_id, attempt_id=offer.attempt_id)
+            return
+        attempt = Attempt(
+            uid=outcome.new_uid(),
+            version=offer.version,
+            manifest_sha256=offer.manifest_sha256,
+            from_version=self._device.request().current_version,
+            rollout_id=offer.rollout_id,
+            attempt_id=offer.attempt_id,
+            started_at=self._device.timestamp(),
+        )
+        self._machine.move(State.DOWNLOADING, attempt)
+        self._device.slots.collect_garbage(keep_staging=offer.manifest_sha256[:16])
+        self._device.queue_event(attempt, State.DOWNLOADING, "progress", name="begun")
+        self._obey_the_hub()
+
+    def _obey_the_hub(self) -> None:
+        """Report so far, and stop where the hub says so. A hub out of reach stops nothing."""
+        self._go_on()
+        try:
+            control = self._device.outbox.flush(self._transport, self._device.device_id)
+        except (NetworkError, HubError):
+            return
+        if control == "pause":
+            raise HeldError("the hub has paused this roll-out")
+        if control == "cancel":
+            raise HeldError("the hub has called this update off", reason=E_CANCELLED)
+
+    def _go_on(self) -> None:
+        if (reason := self._gate()) is not None:
+            raise HeldError(reason)
+
+    # -- trying it out ------------------------------------------------------------------------------
+
+    def _try_out(self, slot: Slot, manifest: Manifest) -> float | None:
+        """Self-test, commit, swap; return the swap's pause in seconds, None without a runtime."""
+        device, runtime = self._device, self._runtime
+        if runtime is None:
+            # The app loads it at its next start: that start is the first of its tries.
+            self._commit(slot, device.settings.tries + 1, None)
+            return None
+        staged, report = self._stage(runtime, device.slots.directory(slot), manifest)
+        try:
+            self._go_on()
+            self._commit(slot, device.settings.tries, report)
+        except BaseException:
+            runtime.discard(staged)
+            raise
+        return self._swap(runtime, staged, slot, manifest)
+
+    def _stage(self, runtime: Runtime, directory: Path, manifest: Manifest) -> tuple[Any, SelfTestReport]:
+        """Load the release beside the live one and examine it.
+
+        Raises:
+            GiveUpError: it cannot be loaded or fails its own self-test.
+            EngineError: there was no room or no time for it now.
+        """
+        try:
+            staged = runtime.stage(directory)
+        except (MemoryError, OutOfMemoryError, OverloadedError) as error:
+            raise EngineError(f"{manifest.version} could not be loaded now: {error}") from error
+        except Exception as error:  # the app's own code: whatever it raises, the old release goes on
+            raise _unfit(manifest, error) from error
+        try:
+            report = runtime.self_test(staged)
+        except Exception as error:
+            runtime.discard(staged)
+            raise _unfit(manifest, error) from error
+        if not report.ok:
+            runtime.discard(staged)
+            reasons = "; ".join(report.failures) or "no reason given"
+            message = f"{manifest.version} failed its self-test: {reasons}"
+            raise GiveUpError(message, reason=HealthError.code, quarantine=True)
+        return staged, report
+
+    def _commit(self, slot: Slot, tries: int, report: SelfTestReport | None) -> None:
+        """The point of no return: from here on the next start loads the new release."""
+        device = self._device
+        device.count_wire_bytes()
+        device.slots.commit(slot, tries=tries)
+        attempt = self._machine.move(State.TRIAL)
+        if attempt is not None:
+            device.queue_event(attempt, State.TRIAL, "progress", name="trial", stats=_stats(report))
+
+    def _swap(self, runtime: Runtime, staged: Any, slot: Slot, manifest: Manifest) -> float:
+        try:
+            report = runtime.swap(staged)
+        except Exception as error:
+            raise _unfit(manifest, error) from error
+        self._device.live = replace(
+            self._device.live, slot=slot, can_go_back=self._device.slots.now.previous is not None
+        )
+        return float(getattr(report, "pause_s", 0.0))
+
+
+def _unfit(manifest: Manifest, error: Exception) -> GiveUpError:
+    code = error.code if isinstance(error, AutoGLMError) else EngineError.code
+    return GiveUpError(f"{manifest.version} cannot run here: {error}", reason=code, quarantine=True)
+
+
+def _stats(report: SelfTestReport | None) -> dict[str, float]:
+    if report is None:
+        return {}
+    return {
+        "score": float(report.score),
+        "first_token_ms": report.first_token_s * 1000,
+        "tokens_per_s": float(report.tokens_per_s),
+        "peak_memory_bytes": float(report.peak_memory_bytes),
+    }
+
+
+def to_result(device: Device, cycle: Callable[[], UpdateResult]) -> UpdateResult:
+    """Run a cycle and turn what may go wrong into a result, ending the attempt where it cannot go on.
+
+    Raises:
+        ConfigError: the caller's mistake.
+    """
+    try:
+        return _ended(device, cycle)
+    except HeldError as error:
+        _stopped_in_order(device)
+        return UpdateResult("held", to_version=_target(device), code=error.reason, message=str(error))
+    except ConfigError:
+        raise
+    except (AutoGLMError, OSError) as cause:
+        error = files.storage_error(cause, "updating") if isinstance(cause, OSError) else cause
+        _stopped_in_order(device)
+        retry_after_s = error.retry_after_s if isinstance(error, BusyError) else None
+        return replace(_failed(device, error.code, error), retry_after_s=retry_after_s)
+
+
+def _ended(device: Device, cycle: Callable[[], UpdateResult]) -> UpdateResult:
+    try:
+        return cycle()
+    except HeldError as error:
+        if error.reason == E_CANCELLED:
+            outcome.withdraw(device)
+        raise
+    except GiveUpError as error:
+        result = _failed(device, error.reason, error)
+        outcome.fail(device, error.reason, str(error), quarantine=error.quarantine)
+        return result
+
+
+def _failed(device: Device, code: str, error: Exception) -> UpdateResult:
+    _log.warning("update failed: %s: %s", code, error)
+    with suppress(AutoGLMError):
+        device.machine.remember_error(code, str(error), device.timestamp())
+    return UpdateResult("failed", to_version=_target(device), code=code, message=str(error))
+
+
+def _stopped_in_order(device: Device) -> None:
+    """Do not count a stop in order towards the changes of state that end an attempt."""
+    attempt = device.machine.attempt
+    if attempt is not None and device.machine.state is State.APPLYING:
+        with suppress(StorageError):
+            device.machine.note(changes=attempt.changes - 1)
+
+
+def _target(device: Device) -> str | None:
+    attempt = device.machine.attempt
+    return None if attempt is None else attempt.version

@@ -1,0 +1,397 @@
+"""The device SDK's one object: what to load now, and how to get something newer.
+
+What it guarantees: :attr:`Updater.active` is always a whole, verified release or None; an update replaces
+it only after the new one has passed its self-test, and for good only after it has proved itself live;
+whatever happens in between (crash, power cut, full disk, hostile network) the old or the new release is
+there afterwards, and the next run goes on. One process at a time, by a lock on the directory.
+
+    >>> updater = Updater("/var/lib/autoglm", hub_url="https://hub.example")     # doctest: +SKIP
+    >>> engine = Engine.load(updater.active)                                     # doctest: +SKIP
+    >>> updater.update(engine).kind                                              # doctest: +SKIP
+    'updated'
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from autoglm import files
+from autoglm.device import outcome
+from autoglm.device.clock import Clock
+from autoglm.device.context import Device, keep_device_id, silent
+from autoglm.device.cycle import Arrival, Cycle, to_result
+from autoglm.device.http import HttpTransport
+from autoglm.device.install import require_newer
+from autoglm.device.offer import Offer, read_offer
+from autoglm.device.outbox import Outbox
+from autoglm.device.recovery import recover, settle
+from autoglm.device.runtime import Runtime
+from autoglm.device.settings import Gate, Progress, UpdateSettings
+from autoglm.device.slots import Slots
+from autoglm.device.states import (
+    E_QUARANTINED,
+    E_ROLLBACK,
+    E_TRIAL,
+    Machine,
+    State,
+)
+from autoglm.device.status import Status, UpdateResult, make_status
+from autoglm.device.transport import Transport
+from autoglm.device.trial import Proving
+from autoglm.errors import (
+    AutoGLMError,
+    ConfigError,
+    ConflictError,
+    NotFoundError,
+)
+from autoglm.releases import DeviceEnvironment, UpdateAnswer
+
+_log = logging.getLogger(__name__)
+
+
+class Updater:
+    """Keeps one data directory, and through it one model, up to date.
+
+    Opening it recovers from whatever happened before, and takes one try from a release on trial: opening
+    counts as a start of the app.
+
+    Args:
+        root: the data directory; made when missing.
+        hub_url: where the hub is; or ``transport``, any other way to reach it. With neither, nothing can
+            be fetched, and all else works.
+        model, variant: what to follow.
+        device_id: this device's name; made up and kept when not given.
+        runtime: what runs the model; may also be given to :meth:`update` later.
+        progress: told how far downloads and patches are.
+        token: the device's token for the hub.
+        allow_http, ca_file: see :class:`~autoglm.device.http.HttpTransport`.
+        boot: False for a process that will not load :attr:`active`, such as a command that only checks.
+
+    Raises:
+        LockedError: another process uses the directory.
+        ConfigError: an argument is wrong.
+        StorageError: the disk refused.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        hub_url: str | None = None,
+        transport: Transport | None = None,
+        model: str = "autoglm-phone-9b",
+        variant: str | None = None,
+        device_id: str | None = None,
+        settings: UpdateSettings | None = None,
+        runtime: Runtime | None = None,
+        progress: Progress | None = None,
+        token: str | None = None,
+        allow_http: bool = False,
+        ca_file: str | Path | None = None,
+        boot: bool = True,
+        clock: Clock | None = None,
+        random_source: random.Random | None = None,
+    ) -> None:
+        self.settings = settings or UpdateSettings()
+        self.clock = clock or Clock()
+        self._runtime = runtime
+        self._progress = progress or silent
+        self._busy = threading.RLock()
+        self._progress_now: dict[str, Any] | None = None
+        self.next_check: str | None = None
+        self._closed = False
+        root = Path(root)
+        random_source = random_source or random.Random()
+        with ExitStack() as stack:
+            if transport is None and hub_url is not None:
+                transport = http = HttpTransport(
+                    hub_url,
+                    token=token,
+                    allow_http=allow_http,
+                    ca_file=None if ca_file is None else Path(ca_file),
+                    clock=self.clock,
+                    random_source=random_source,
+                )
+                stack.callback(http.close)
+            stack.enter_context(files.directory_lock(root))
+            slots = Slots(root)
+            outbox = Outbox(root / "outbox.db")
+            stack.callback(outbox.close)
+            self._device = Device(
+                root=root,
+                device_id=keep_device_id(root, device_id),
+                model=model,
+                variant=variant,
+                settings=self.settings,
+                clock=self.clock,
+                random_source=random_source,
+                slots=slots,
+                machine=Machine(root / "state.json"),
+                outbox=outbox,
+                transport=transport,
+                progress=self._note_progress,
+            )
+            recover(self._device, boot=boot)
+            if boot:
+                self._device.live.slot = slots.now.current
+            self._proving = Proving(self._device)
+            self._resources = stack.pop_all()
+
+    # -- what is there ------------------------------------------------------------------------------
+
+    @property
+    def active(self) -> Path | None:
+        """The release directory to load now; None on a device that has none yet."""
+        return self._device.slots.active
+
+    @property
+    def device_id(self) -> str:
+        """This device's name towards the hub."""
+        return self._device.device_id
+
+    def status(self) -> Status:
+        """Return how things stand; may be called at any time, from any thread."""
+        return make_status(
+            self._device.root,
+            self._device.slots.now,
+            self._device.machine.saved,
+            self._device.device_id,
+            progress=self._progress_now,
+            next_check=self.next_check,
+        )
+
+    # -- updating -----------------------------------------------------------------------------------
+
+    def attach(self, runtime: Runtime) -> None:
+        """Name the runtime that serves :attr:`active` in this process.
+
+        After a first installation, this is the first start of the release installed, and its trial begins.
+        """
+        self._runtime = runtime
+        live, current = self._device.live, self._device.slots.now.current
+        if live.slot is None and current is not None:
+            live.slot = current
+            self._proving.begin()
+
+    def check(self, environment: DeviceEnvironment | None = None) -> UpdateAnswer:
+        """Ask the hub whether there is something newer; install nothing.
+
+        Raises:
+            ConfigError: no hub was named.
+            NetworkError: the hub was not reached.
+            HubError: it refuses this device.
+        """
+        with self._busy:
+            transport = self._transport()
+            self._flush_quietly()
+            try:
+                return transport.check(self._device.request(environment))
+            finally:
+                self._device.count_wire_bytes()
+
+    def update(
+        self,
+        runtime: Runtime | None = None,
+        *,
+        environment: DeviceEnvironment | None = None,
+        gate: Gate | None = None,
+    ) -> UpdateResult:
+        """Run one whole cycle: check, download, verify, apply, self-test, commit, swap.
+
+        Without a runtime the release is installed, and the app loads :attr:`active` at its next start.
+
+        Args:
+            runtime: what serves now; the one given before when None.
+            environment: the device's state, told to the hub.
+            gate: asked at every step whether to go on; see :data:`~autoglm.device.settings.Gate`.
+
+        Returns:
+            What came of it; failures too. The old release serves on unless ``kind`` is ``updated``.
+
+        Raises:
+            ConfigError: no hub was named.
+        """
+        with self._busy:
+            self._transport()
+            if runtime is not None:
+                self.attach(runtime)
+            started = self.clock.monotonic()
+            wire_before = self._wire_bytes()
+            before = self._device.request().current_version
+            result = to_result(self._device, lambda: self._cycle(environment, gate or _open_gate))
+            self._progress_now = None
+            self._flush_quietly()
+            return replace(
+                result,
+                from_version=before,
+                wire_bytes=self._wire_bytes() - wire_before,
+                seconds=self.clock.monotonic() - started,
+            )
+
+    def _cycle(self, environment: DeviceEnvironment | None, gate: Gate) -> UpdateResult:
+        settle(self._device)
+        self._proving.judge(self._runtime, self.clock.monotonic())
+        if (held := self._held_by_trial()) is not None:
+            return held
+        answer = self.check(environment)
+        if not answer.need_update:
+            outcome.withdraw(self._device)
+            return UpdateResult("none", retry_after_s=answer.retry_after_s)
+        offer = read_offer(answer)
+        if self._device.slots.is_quarantined(offer.manifest_sha256):
+            message = f"{offer.version} failed on this device before; it is not installed again"
+            return UpdateResult("held", to_version=offer.version, code=E_QUARANTINED, message=message)
+        require_newer(self._device, offer)
+        if self._device.machine.state is State.TRIAL:
+            outcome.make_way(self._device)
+            self._proving.begin()
+        return self._arrived(self._run(offer, gate), answer)
+
+    def _run(self, offer: Offer, gate: Gate) -> Arrival:
+        return Cycle(self._device, self._transport(), self._runtime, gate).run(offer)
+
+    def _arrived(self, arrival: Arrival, answer: UpdateAnswer) -> UpdateResult:
+        self._proving.begin()
+        version = arrival.manifest.version
+        _log.info("updated to %s", version)
+        return UpdateResult(
+            "updated", to_version=version, pause_s=arrival.pause_s, retry_after_s=answer.retry_after_s
+        )
+
+    def _held_by_trial(self) -> UpdateResult | None:
+        """One unproven release at a time: there must be a proven one to go back to."""
+        now = self._device.slots.now
+        if now.confirmed or now.previous is None:
+            return None
+        seconds = self.seconds_to_verdict or 0.0
+        return UpdateResult(
+            "held", code=E_TRIAL, message="a release is on trial", retry_after_s=int(seconds) + 1
+        )
+
+    # -- the trial ----------------------------------------------------------------------------------
+
+    def answered(self, ok: bool, version: str | None = None) -> bool:
+        """Count a finished live answer towards the trial; cheap, and safe on the thread that answers.
+
+        The verdict itself is carried out by :meth:`tick`, because it touches the disk and the runtime.
+
+        Args:
+            ok: whether the model answered properly.
+            version: which release answered; answers of an older one, finishing late, do not count.
+
+        Returns:
+            Whether :meth:`tick` should be called soon.
+        """
+        return self._proving.answered(ok, version)
+
+    def tick(self, now: float | None = None) -> None:
+        """Do what is due: the verdict of a trial, events that wait. Returns at once while an update runs.
+
+        Args:
+            now: monotonic seconds; the clock's when None.
+
+        Raises:
+            StorageError: the disk refused; the next tick tries again.
+        """
+        if not self._busy.acquire(blocking=False):
+            return
+        try:
+            settle(self._device)
+            self._proving.judge(self._runtime, self.clock.monotonic() if now is None else now)
+            if len(self._device.outbox):
+                self._flush_quietly()
+        finally:
+            self._busy.release()
+
+    @property
+    def seconds_to_verdict(self) -> float | None:
+        """How long a trial lasts at least from now; None outside of one."""
+        return self._proving.seconds_left(self.clock.monotonic())
+
+    def rollback(
+        self, runtime: Runtime | None = None, *, reason: str = "rolled back by hand"
+    ) -> UpdateResult:
+        """Go back to the previous release and quarantine the current one.
+
+        Raises:
+            NotFoundError: there is no previous release.
+            ConflictError: the previous release is damaged, or the current one forbids going back to it.
+            StorageError: the disk refused.
+        """
+        with self._busy:
+            if runtime is not None:
+                self.attach(runtime)
+            slots = self._device.slots
+            manifest, previous = slots.manifest(slots.now.current), slots.manifest(slots.now.previous)
+            if slots.now.previous is None or manifest is None:
+                raise NotFoundError("there is no previous release to go back to")
+            if previous is None or not slots.may_fall_back():
+                raise ConflictError("the previous release is damaged or no longer allowed")
+            outcome.withdraw(self._device)
+            on_trial = self._device.machine.state is State.TRIAL
+            attempt = None if on_trial else outcome.attempt_about(manifest, self._device)
+            outcome.fail(self._device, E_ROLLBACK, reason, quarantine=True, attempt=attempt)
+            self._proving.go_back(self._runtime)
+            self._flush_quietly()
+            return UpdateResult(
+                "updated", manifest.version, previous.version, code=E_ROLLBACK, message=reason
+            )
+
+    # -- the rest -----------------------------------------------------------------------------------
+
+    def _transport(self) -> Transport:
+        if self._device.transport is None:
+            raise ConfigError("no hub is named: give hub_url or transport")
+        return self._device.transport
+
+    def _wire_bytes(self) -> int:
+        return 0 if self._device.transport is None else self._device.transport.wire_bytes
+
+    def _flush_quietly(self) -> None:
+        """Send events; when the hub is out of reach they wait for the next time."""
+        if self._device.transport is None or not len(self._device.outbox):
+            return
+        try:
+            self._device.outbox.flush(self._device.transport, self._device.device_id)
+        except AutoGLMError as error:
+            _log.debug("events wait: %s", error)
+        with suppress(AutoGLMError):
+            self._device.count_wire_bytes()
+
+    def _note_progress(self, phase: str, done: int, total: int) -> None:
+        self._progress_now = {"phase": phase, "done": done, "total": total}
+        self._progress(phase, done, total)
+
+    def close(self, *, in_order: bool = True) -> None:
+        """Let go of the directory; may be called twice.
+
+        Args:
+            in_order: whether the app ends because it wants to. Then a release on trial that has answered
+                well gets the try of this start back: it was no crash.
+        """
+        with self._busy:
+            if in_order and not self._closed:
+                self._proving.spare_the_try()
+            self._closed = True
+            self._resources.close()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close(in_order=error is None)
+
+
+def _open_gate() -> str | None:
+    return None
