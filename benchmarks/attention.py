@@ -1,0 +1,214 @@
+"""Time a decode step with the Top-K gate against the best dense attention.
+
+    python benchmarks/attention.py                       # both sizes, 2k to 32k tokens
+    python benchmarks/attention.py --sizes nano --json
+
+For each context length, in one run and interleaved so that a busy machine slows all alike:
+
+``attention``
+    one layer's attention, the gate's upkeep of its bounds included. Dense is the faster of the grouped
+    products that the network uses and of ``scaled_dot_product_attention`` with a group's heads as its
+    queries. (With ``enable_gqa`` at query length 1 that function is far slower and no baseline.)
+``step``
+    a whole decode step of the real network: nano with all its layers, 9B with one of its 40. What a
+    user saves, for the weights are read either way.
+``bytes``
+    an estimate, not a measurement: the gigabytes that a decode step of a 9B recipe must move, weights
+    as counted by ``autoglm model size`` and the cache in bf16. Where memory is the limit, as on a
+    phone, time goes with it.
+
+The gate is forced on at every length; ``dense_below`` of the configuration keeps it off where the
+table shows a loss. Weights and cache are random: time does not depend on what they hold. Medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from autoglm.model.cache import KVCache
+from autoglm.model.config import CONFIGS, ModelConfig, TopKConfig
+from autoglm.model.network import PhoneModel
+from autoglm.model.sizes import size_table
+from autoglm.model.topk import dense_decode, page_bounds, topk_decode, update_bounds
+
+CONTEXTS = (2048, 8192, 16384, 32768)
+DTYPES = {"nano": torch.float32, "9b": torch.bfloat16}
+LAYERS = {"nano": 6, "9b": 1}
+ESTIMATED = ("9b-int8-pruned", "9b-int4-pruned")
+# The attention cases turn over so many caches, as a model does, that one is cold when its turn comes again.
+CACHES = 6
+
+
+def medians(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Return the median seconds of each run, all of them once a round, two rounds to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats + 2):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times[2:]) for name, times in seconds.items()}
+
+
+def sdpa_decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, lengths: Tensor) -> Tensor:
+    """Attend densely by torch's fused kernel, rows of equal length in slots 0, 1, ..."""
+    length = int(lengths[0])
+    k, v = k_cache[: len(slots), :, :length], v_cache[: len(slots), :, :length]
+    return F.scaled_dot_product_attention(q.unflatten(1, (k.shape[1], -1)), k, v).reshape(q.shape)
+
+
+def attention_case(
+    config: ModelConfig, dtype: torch.dtype, context: int, rows: int, repeats: int
+) -> dict[str, float]:
+    """Return milliseconds of one layer's attention for ``rows`` rows by each way."""
+    groups, dim, page = config.num_kv_heads, config.head_dim, config.topk.page
+    caches = [torch.randn(2, rows, groups, context, dim).to(dtype) for _ in range(CACHES)]
+    bounds = [page_bounds(cache[0], page) for cache in caches]
+    q = torch.randn(rows, config.num_heads, dim).to(dtype)
+    slots, lengths = torch.arange(rows), torch.full((rows,), context)
+
+    def dense() -> None:
+        for k, v in caches:
+            dense_decode(q, k, v, slots, lengths)
+
+    def fused() -> None:
+        for k, v in caches:
+            sdpa_decode(q, k, v, slots, lengths)
+
+    def gated() -> None:
+        for (k, v), bound in zip(caches, bounds, strict=True):
+            update_bounds(bound, k[:, :, -1], slots, lengths - 1, page)
+            topk_decode(q, k, v, bound, slots, lengths, keep=config.topk.keep, page=page)
+
+    seconds = medians({"grouped": dense, "sdpa": fused, "topk": gated}, repeats)
+    return {name: 1e3 * value / CACHES for name, value in seconds.items()}
+
+
+def step_case(
+    name: str, dtype: torch.dtype, contexts: tuple[int, ...], rows: int, repeats: int
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Yield each context with the milliseconds of a decode step of the network, dense and gated."""
+    config = dataclasses.replace(CONFIGS[name], num_layers=LAYERS[name])
+    if config.vocab_size > 1 << 16:  # the table is no part of a step: one row is read
+        config = dataclasses.replace(config, vocab_size=256)
+    model = PhoneModel(config).eval().to(dtype)
+    gates = {
+        "grouped": dataclasses.replace(config.topk, dense_below=1 << 24),
+        "topk": dataclasses.replace(config.topk, dense_below=0),
+    }
+    for context in contexts:
+        cache = model.new_cache(rows, context)
+        fill(cache)
+        runs = {kind: functools.partial(decode, model, gate, cache, context) for kind, gate in gates.items()}
+        yield context, {kind: 1e3 * value for kind, value in medians(runs, repeats).items()}
+
+
+def decode(model: PhoneModel, gate: TopKConfig, cache: KVCache, context: int) -> None:
+    """Run one step that brings every slot of the cache to ``context`` tokens."""
+    model.config = dataclasses.replace(model.config, topk=gate)
+    past = torch.full((cache.num_slots,), context - 1)
+    model.decode(torch.zeros_like(past), past, cache, torch.arange(cache.num_slots), past)
+
+
+def byte_estimate(name: str, context: int, rows: int) -> dict[str, float]:
+    """Return the gigabytes a decode step of a 9B recipe moves, dense and gated."""
+    config, report = CONFIGS[name], size_table(name)
+    weights = sum(part.bytes for part in report.parts if part.name in ("blocks", "norm", "head"))
+    page, keep = config.topk.page, config.topk.keep
+    # The kept pages, and the bounds: 2 * D values for each page of 2 * D * page.
+    kept = min(1.0, keep * page / context + 1 / page)
+    cache = rows * context * report.cache_bytes_per_token
+    return {"all": (weights + cache) / 1e9, "topk": (weights + kept * cache) / 1e9}
+
+
+def fill(cache: KVCache) -> None:
+    """Fill every slot with random keys and values and their bounds."""
+    for k, v, bounds in zip(cache.keys, cache.values, cache.bounds, strict=True):
+        k.normal_()
+        v.normal_()
+        bounds.copy_(page_bounds(k, cache.page))
+
+
+def result(size: str, what: str, context: int, costs: dict[str, float]) -> dict[str, Any]:
+    """Return one line of the table: the best dense way, the gate, and the share saved."""
+    topk = costs.pop("topk")
+    way, dense = min(costs.items(), key=lambda item: item[1])
+    return {
+        "size": size,
+        "what": what,
+        "unit": "GB" if what == "bytes" else "ms",
+        "context": context,
+        "dense": way,
+        "dense_cost": round(dense, 3),
+        "topk_cost": round(topk, 3),
+        "saved": round(1 - topk / dense, 3),
+    }
+
+
+def show(line: dict[str, Any]) -> None:
+    """Print one line of the table."""
+    print(
+        f"{line['size']:>15} {line['what']:>10} {line['context']:>8} {line['dense']:>11} "
+        f"{line['dense_cost']:>9.3f} {line['topk_cost']:>9.3f} {line['unit']} {line['saved']:>8.1%}",
+        flush=True,
+    )
+
+
+def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield the results, one at a time."""
+    for size in arguments.sizes:
+        config, dtype = CONFIGS[size], DTYPES[size]
+        for context in arguments.contexts:
+            times = attention_case(config, dtype, context, arguments.rows, arguments.repeats)
+            yield result(size, "attention", context, times)
+        steps = step_case(size, dtype, tuple(arguments.contexts), arguments.rows, arguments.repeats)
+        for context, times in steps:
+            yield result(size, "step", context, times)
+    for name in ESTIMATED if "9b" in arguments.sizes else ():
+        for context in arguments.contexts:
+            yield result(name, "bytes", context, byte_estimate(name, context, arguments.rows))
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Time the Top-K gate against the best dense attention.")
+    parser.add_argument("--sizes", nargs="+", choices=sorted(DTYPES), default=["nano", "9b"])
+    parser.add_argument("--contexts", nargs="+", type=int, default=list(CONTEXTS), help="tokens")
+    parser.add_argument("--rows", type=int, default=1, help="sequences decoded at once")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the benchmark and print its table."""
+    arguments = parse()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    if not arguments.json:
+        print(f"threads {arguments.threads}, rows {arguments.rows}, nano float32, 9b bfloat16")
+        print("           size       what  context  best dense     dense     top-k       saved")
+    lines: list[dict[str, Any]] = []
+    with torch.inference_mode():
+        for line in measure(arguments):
+            lines.append(line)
+            if not arguments.json:
+                show(line)
+    if arguments.json:
+        print(json.dumps({"threads": arguments.threads, "rows": arguments.rows, "results": lines}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The architecture: configurations, processors of image, sound and text, the network, its weights on disk."""

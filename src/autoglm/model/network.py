@@ -1,0 +1,232 @@
+"""The network: one stack of blocks for text, image and sound; prefill and decode over a KV cache.
+
+Embedders differ by modality, blocks do not: there is one set of block weights, and every token of every
+modality passes through it. Attention is causal, and bidirectional inside one image or one clip, so a cache
+stays incremental. The network knows no tokenizer, no files and no sampling.
+
+    >>> model = PhoneModel(config).eval()                                # doctest: +SKIP
+    >>> cache = model.new_cache(num_slots=1, max_context=256)            # doctest: +SKIP
+    >>> hidden = model.prefill(prompt, cache, slot=0)                    # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autoglm.errors import EngineError, RequestError
+from autoglm.model import topk
+from autoglm.model.cache import KVCache
+from autoglm.model.config import ModelConfig
+from autoglm.model.embedders import AudioEmbedder, CoordinatePlaces, image_embedder
+from autoglm.model.layers import MASKED, Block, RmsNorm, rotary_tables
+from autoglm.model.prompt import Prompt
+
+IMAGE, AUDIO = 0, 1  # rows of the modality table
+
+
+def span_bias(spans: Tensor) -> Tensor:
+    """Return the additive mask of a whole sequence: causal, bidirectional inside each media span.
+
+    Args:
+        spans: (..., T) long, 0 for text, k > 0 for the k-th media span.
+
+    Returns:
+        (..., T, T) float32, 0 where attention is allowed and :data:`MASKED` elsewhere.
+    """
+    index = torch.arange(spans.shape[-1], device=spans.device)
+    rows = spans[..., None]
+    allowed = (index <= index[:, None]) | ((rows == spans[..., None, :]) & (rows > 0))
+    return torch.zeros(allowed.shape, device=spans.device).masked_fill_(~allowed, MASKED)
+
+
+def _empty_table(num_rows: int, width: int) -> nn.Embedding:
+    """Return a table whose values are yet to be set.
+
+    On the meta device, where releases are loaded, drawing random values would import torch's compiler,
+    which takes over a second.
+    """
+    return nn.Embedding.from_pretrained(torch.empty(num_rows, width), freeze=False)
+
+
+class PhoneModel(nn.Module):
+    """The multimodal GLM of this project at the sizes of one configuration."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.config = config
+        self.embed_scale = width**0.5 if config.tie_embeddings else 1.0
+        self.table = _empty_table(config.vocab_size, width)
+        self.image = image_embedder(config)
+        self.places = CoordinatePlaces(config.image, width) if config.image.bins else None
+        self.audio = AudioEmbedder(config.audio, width, config.norm_eps)
+        self.modality = _empty_table(2, width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = RmsNorm(width, config.norm_eps)
+        self.head = None if config.tie_embeddings else nn.Linear(width, config.vocab_size, bias=False)
+        self.layer_devices: list[torch.device] = []
+        if not self.table.weight.is_meta:
+            nn.init.normal_(self.table.weight, std=width**-0.5)
+            nn.init.zeros_(self.modality.weight)
+
+    @property
+    def layers(self) -> list[Block]:
+        """The blocks, first to last."""
+        return cast("list[Block]", list(self.blocks))
+
+    @property
+    def device(self) -> torch.device:
+        """Where embeddings are, and where hidden states return to for :meth:`logits`."""
+        return self.table.weight.device
+
+    def place(self, devices: Sequence[torch.device | str]) -> PhoneModel:
+        """Split the layers over ``devices`` in contiguous groups; embeddings and the head go to the first.
+
+        Returns:
+            The model itself.
+        """
+        chosen = [torch.device(device) for device in devices]
+        if not chosen:
+            raise EngineError("no device was given to place the model on")
+        self.to(chosen[0])
+        count = self.config.num_layers
+        self.layer_devices = [chosen[i * len(chosen) // count] for i in range(count)]
+        for block, device in zip(self.layers, self.layer_devices, strict=True):
+            block.to(device)
+        return self
+
+    def new_cache(self, num_slots: int, max_context: int) -> KVCache:
+        """Allocate a cache for ``num_slots`` sequences of up to ``max_context`` tokens."""
+        devices = self.layer_devices or [self.device] * self.config.num_layers
+        return KVCache(self.config, num_slots, max_context, devices, self.table.weight.dtype)
+
+    # Embedding
+
+    def embed_tokens(self, token_ids: Tensor) -> Tensor:
+        """Embed ids (...) into (..., width)."""
+        return self.table(token_ids) * self.embed_scale
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Embed (B, H, W, 3) uint8 into (B, patches, width)."""
+        return self.place_images(self.image(images).to(self.table.weight.dtype))
+
+    def place_images(self, tokens: Tensor) -> Tensor:
+        """Add what marks the place and the modality to embedded patches (B, patches, width)."""
+        if self.places is not None:
+            tokens = tokens + self.places(self.table.weight * self.embed_scale)
+        return tokens + self.modality.weight[IMAGE]
+
+    def embed_audio(self, mels: Tensor) -> Tensor:
+        """Embed log-mel frames (B, F, mels) into (B, F / 4, width)."""
+        return self.audio(mels).to(self.table.weight.dtype) + self.modality.weight[AUDIO]
+
+    def embed(self, prompt: Prompt) -> Tensor:
+        """Embed a whole prompt, media in their spans, into (T, width).
+
+        Raises:
+            RequestError: a span and its image or clip disagree in length.
+        """
+        x = self.embed_tokens(prompt.token_ids.to(self.device))
+        media = {
+            prompt.image_spans[i]: self.embed_images(m[None].to(self.device))
+            for i, m in enumerate(prompt.images)
+        }
+        media |= {
+            prompt.audio_spans[i]: self.embed_audio(m[None].to(self.device))
+            for i, m in enumerate(prompt.audios)
+        }
+        for span, tokens in media.items():
+            index = (prompt.spans == span).nonzero()[:, 0].to(self.device)
+            if len(index) != tokens.shape[1]:
+                raise RequestError(f"media span {span} has {len(index)} places for {tokens.shape[1]} tokens")
+            x = x.index_copy(0, index, tokens[0])
+        return x
+
+    # Running
+
+    def forward(
+        self, x: Tensor, positions: Tensor, bias: Tensor | None, *, hidden_after: int = 0, stop_after: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Run all blocks over embedded sequences, for training.
+
+        Args:
+            x: (B, T, width).
+            positions: (B, T, 3) or (T, 3) long.
+            bias: additive mask broadcastable to (B, 1, T, T).
+            hidden_after: also return the stream after this many blocks (0: the input).
+            stop_after: run only this many blocks (0: all).
+
+        Returns:
+            The normalised final stream (B, T, width) and the stream after ``hidden_after`` blocks.
+        """
+        cos, sin = (table.to(x.dtype) for table in rotary_tables(positions, self.config))
+        if positions.dim() == 3:
+            cos, sin = cos[:, None], sin[:, None]
+        hidden = x
+        for i, block in enumerate(self.layers):
+            if stop_after and i >= stop_after:
+                break
+            x = block(x, cos, sin, bias)
+            if i + 1 == hidden_after:
+                hidden = x
+        return self.norm(x), hidden
+
+    def prefill(self, prompt: Prompt, cache: KVCache, slot: int) -> Tensor:
+        """Run a whole prompt, fill ``slot`` of the cache, and return the last token's hidden state (width,).
+
+        Raises:
+            RequestError: the prompt does not fit into the slot.
+        """
+        T = len(prompt.token_ids)
+        if not 0 < T <= cache.max_context:
+            raise RequestError(f"the prompt has {T} tokens; a slot holds {cache.max_context}")
+        x = self.embed(prompt)[None]
+        gate = dataclasses.asdict(self.config.topk)
+        tables, limits = rotary_tables(prompt.positions, self.config), topk.span_limits(prompt.spans)
+        for i, (block, keys) in enumerate(zip(self.layers, cache.keys, strict=True)):
+            x = x.to(keys.device)
+            q, k, v = block.project(x, *(table.to(x) for table in tables))
+            cache.write_prompt(i, slot, k[0], v[0])
+            bounds = cache.bounds[i][slot]
+            attended = topk.gated_prefill(q[0], k[0], v[0], bounds, limits.to(keys.device), **gate)
+            x = block.finish(x, attended[None])
+        return self.norm(x[0, -1].to(self.device))
+
+    def decode(
+        self, token_ids: Tensor, positions: Tensor, cache: KVCache, slots: Tensor, lengths: Tensor
+    ) -> Tensor:
+        """Run one token for each of B slots, each at its own length.
+
+        Args:
+            token_ids: (B,) long.
+            positions: (B,) long; the same on all three axes.
+            cache: written at ``lengths``.
+            slots: (B,) long, distinct.
+            lengths: (B,) long, tokens in the slot before this one.
+
+        Returns:
+            (B, width).
+        """
+        x = self.embed_tokens(token_ids.to(self.device))[:, None]  # (B, 1, width)
+        places = positions[:, None, None].expand(-1, 1, 3)
+        tables = [table[:, None] for table in rotary_tables(places, self.config)]
+        gate = dataclasses.asdict(self.config.topk)
+        for i, (block, keys) in enumerate(zip(self.layers, cache.keys, strict=True)):
+            x = x.to(keys.device)
+            q, k, v = block.project(x, *(table.to(x) for table in tables))
+            cache.append(i, slots.to(keys.device), lengths.to(keys.device), k[:, :, 0], v[:, :, 0])
+            held = (cache.keys[i], cache.values[i], cache.bounds[i])
+            attended = topk.gated_decode(q[:, :, 0], *held, slots, lengths + 1, **gate)
+            x = block.finish(x, attended[:, :, None])
+        return self.norm(x[:, 0].to(self.device))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the scores (..., V) of the next token from hidden states (..., width)."""
+        weight = self.table.weight if self.head is None else self.head.weight
+        return F.linear(hidden, weight)

@@ -1,0 +1,228 @@
+"""Weights on disk: a release directory in, a running model out; and the other way round.
+
+A matrix is stored as ``name`` (int8, rows x columns) with ``name.scale`` (float16, one a row); a
+convolution's kernel is a matrix with one row an output channel. Everything else is stored as floats. Reading
+checks every name, shape, type and value before a model is built: a release that is damaged in any way
+raises, and never runs.
+
+    >>> loaded = load_release(Path("autoglm-phone-nano-v1.2"))           # doctest: +SKIP
+    >>> loaded.model.logits(...)                                         # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from autoglm.errors import EngineError, FormatError
+from autoglm.files import write_durably
+from autoglm.model.config import MAX_CONFIG_BYTES, ModelConfig
+from autoglm.model.network import PhoneModel
+from autoglm.model.prompt import Processor
+from autoglm.model.tokenizer import Tokenizer
+from autoglm.releases import HEALTH_NAME, MAX_MANIFEST_BYTES, HealthCheck
+
+WEIGHTS_NAME, CONFIG_NAME, TOKENIZER_NAME = "model.safetensors", "config.json", "tokenizer.json"
+SCALE_SUFFIX = ".scale"
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_BOOKKEEPING = "num_batches_tracked"  # of batch normalisation; says nothing when running
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """Everything that a release needs to run."""
+
+    config: ModelConfig
+    model: PhoneModel
+    tokenizer: Tokenizer
+    processor: Processor
+    health: HealthCheck
+
+
+def load_release(
+    directory: Path, devices: Sequence[str | torch.device] = ("cpu",), dtype: torch.dtype = torch.float32
+) -> LoadedModel:
+    """Load the release in ``directory`` and place it over ``devices``.
+
+    Args:
+        directory: holds config.json, model.safetensors, tokenizer.json and health.json.
+        devices: layers are split over these in contiguous groups.
+        dtype: type that weights are computed in.
+
+    Raises:
+        FormatError: a file is missing, does not parse, or contradicts another.
+        EngineError: a weight is missing, unknown, of a wrong shape or type, or not finite.
+    """
+    config = ModelConfig.from_json(_read(directory / CONFIG_NAME, MAX_CONFIG_BYTES))
+    tokenizer = Tokenizer.from_file(directory / TOKENIZER_NAME)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise FormatError(
+            f"tokenizer.json has {tokenizer.vocab_size} ids, config.json only {config.vocab_size}"
+        )
+    health = HealthCheck.from_bytes(_read(directory / HEALTH_NAME, MAX_MANIFEST_BYTES))
+    model = build_model(config, read_weights(directory / WEIGHTS_NAME, config, dtype))
+    model.place(devices)
+    return LoadedModel(config, model, tokenizer, Processor(tokenizer, config), health)
+
+
+def _read(path: Path, limit: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error.strerror}") from error
+    if len(content) > limit:
+        raise FormatError(f"{path} has more than {limit} bytes")
+    return content
+
+
+def build_model(config: ModelConfig, state: Mapping[str, Tensor]) -> PhoneModel:
+    """Return a model in evaluation mode that owns the tensors of ``state``; no gradients."""
+    with torch.device("meta"):
+        model = PhoneModel(config)
+    counters = {name: torch.zeros(()) for name in model.state_dict() if name.endswith(_BOOKKEEPING)}
+    model.load_state_dict({**state, **counters}, strict=True, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def expected_tensors(config: ModelConfig) -> dict[str, torch.Size]:
+    """Return the name and shape of every stored tensor, scales not counted."""
+    with torch.device("meta"):
+        state = PhoneModel(config).state_dict()
+    return {name: tensor.shape for name, tensor in state.items() if not name.endswith(_BOOKKEEPING)}
+
+
+def is_matrix(name: str, shape: Sequence[int]) -> bool:
+    """Tell whether a tensor is stored in INT8; vectors and the modality vectors stay floats."""
+    return len(shape) > 1 and not name.startswith("modality.")
+
+
+def read_weights(path: Path, config: ModelConfig, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Read and check all weights, INT8 ones multiplied out.
+
+    Raises:
+        FormatError: the file is missing or is not safetensors.
+        EngineError: a weight is missing, unknown, of a wrong shape or type, or not finite.
+    """
+    wanted = expected_tensors(config)
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            plain = {name for name in names if not name.endswith(SCALE_SUFFIX)}
+            _check_names(plain, set(wanted))
+            state: dict[str, Tensor] = {}
+            for name, shape in wanted.items():
+                scale = file.get_tensor(name + SCALE_SUFFIX) if name + SCALE_SUFFIX in names else None
+                state[name] = _restore(name, file.get_tensor(name), scale, shape, dtype)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FormatError(f"{path} is not a readable safetensors file: {str(error)[:200]}") from error
+    if stray := names - plain - {name + SCALE_SUFFIX for name in plain}:
+        raise EngineError(f"model.safetensors has scales without a weight: {sorted(stray)[0]}")
+    return state
+
+
+def _check_names(found: set[str], wanted: set[str]) -> None:
+    if missing := sorted(wanted - found):
+        raise EngineError(f"model.safetensors lacks {len(missing)} weights, {missing[0]!r} among them")
+    if unknown := sorted(found - wanted):
+        raise EngineError(f"model.safetensors has {len(unknown)} unknown weights, {unknown[0]!r} among them")
+
+
+def _restore(
+    name: str, stored: Tensor, scale: Tensor | None, shape: torch.Size, dtype: torch.dtype
+) -> Tensor:
+    """Return one weight in its own shape, checked."""
+    matrix = torch.Size((shape[0], shape[1:].numel())) if is_matrix(name, shape) else shape
+    if scale is None:
+        if stored.dtype not in _FLOATS or stored.shape not in (shape, matrix):
+            raise EngineError(
+                f"weight {name!r} is {stored.dtype} {tuple(stored.shape)}, not float {tuple(shape)}"
+            )
+        value = stored.to(dtype)
+    else:
+        rows_fit = scale.shape == (matrix[0],) and stored.shape == matrix
+        if stored.dtype != torch.int8 or scale.dtype != torch.float16 or not rows_fit:
+            raise EngineError(
+                f"weight {name!r} is not int8 {tuple(matrix)} with float16 scales ({matrix[0]},)"
+            )
+        value = (stored.to(torch.float32) * scale.to(torch.float32)[:, None]).to(dtype)
+    if not bool(torch.isfinite(value).all()):
+        raise EngineError(f"weight {name!r} holds values that are not finite")
+    return value.reshape(shape).contiguous()
+
+
+def quantize_rows(weight: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Quantise a weight to INT8, symmetric, one scale a row.
+
+    Args:
+        weight: (rows, ...), any float type.
+        scale: (rows,) float16 to keep, such as the previous release's; values beyond it saturate.
+
+    Returns:
+        Codes (rows, columns) int8 in -127..127 and scales (rows,) float16.
+    """
+    rows = weight.detach().to(torch.float32).flatten(1)
+    if scale is None:
+        # Rounded up to the next float16, so that the largest value stays within 127 codes.
+        scale = torch.clamp(rows.abs().amax(1) / 127 * (1 + 2**-11), min=2**-20).to(torch.float16)
+    codes = (rows / scale.to(torch.float32)[:, None]).round().clamp(-127, 127)
+    return codes.to(torch.int8), scale
+
+
+def stored_tensors(
+    state: Mapping[str, Tensor], scales: Mapping[str, Tensor] | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors as they are stored: INT8 codes and scales, and float16 for the rest.
+
+    Args:
+        state: a model's state dictionary.
+        scales: scales to keep by weight name; a weight without one gets its own.
+    """
+    for name, tensor in state.items():
+        if name.endswith(_BOOKKEEPING):
+            continue
+        if is_matrix(name, tensor.shape):
+            codes, scale = quantize_rows(tensor, None if scales is None else scales.get(name))
+            yield name, codes
+            yield name + SCALE_SUFFIX, scale
+        else:
+            yield name, tensor.detach().to(torch.float16)
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor], scales: Mapping[str, Tensor] | None = None) -> None:
+    """Write ``model.safetensors`` with INT8 matrices, durably.
+
+    Args:
+        path: the file.
+        state: a model's state dictionary.
+        scales: scales to keep, by weight name.
+
+    Raises:
+        EngineError: a value is not finite.
+        StorageError: the disk refused.
+    """
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in stored_tensors(state, scales)}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise EngineError(f"weight {name!r} holds values that are not finite; it was not saved")
+    write_durably(path, save(tensors))
+
+
+def read_scales(path: Path) -> dict[str, Tensor]:
+    """Return the row scales in a weights file, by weight name.
+
+    Raises:
+        FormatError: the file is missing or is not safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.endswith(SCALE_SUFFIX)]  # noqa: SIM118
+            return {name.removesuffix(SCALE_SUFFIX): file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FormatError(f"{path} is not a readable safetensors file: {str(error)[:200]}") from error
