@@ -1,0 +1,43 @@
+"""Inference: continuous batching on one thread, and releases that are swapped while requests run.
+
+It does not know of HTTP, of hubs or of the device SDK; the SDK uses an :class:`Engine` by the shape of its
+methods.
+"""
+
+from autoglm.engine.devices import MemoryPlan, pick_devices, preflight
+from autoglm.engine.engine import Engine
+from autoglm.engine.generation import (
+    Completion,
+    Event,
+    Finished,
+    Generation,
+    GenerationRequest,
+    TextDelta,
+    TokenLogprob,
+    Usage,
+)
+from autoglm.engine.release import Release
+from autoglm.engine.reports import EngineStats, Staged, SwapReport
+from autoglm.engine.sampling import Sampling
+from autoglm.engine.selftest import SelfTestReport
+
+__all__ = [
+    "Completion",
+    "Engine",
+    "EngineStats",
+    "Event",
+    "Finished",
+    "Generation",
+    "GenerationRequest",
+    "MemoryPlan",
+    "Release",
+    "Sampling",
+    "SelfTestReport",
+    "Staged",
+    "SwapReport",
+    "TextDelta",
+    "TokenLogprob",
+    "Usage",
+    "pick_devices",
+    "preflight",
+]

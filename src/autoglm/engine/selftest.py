@@ -1,0 +1,147 @@
+"""A release's own examination: its health prompts, with expected answers, through the real generation code.
+
+What it guarantees: the examined release runs on its own cache and scheduler, so the live one is not
+touched; a release that hangs, breaks, computes NaN or answers wrongly fails, within a bounded time.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from statistics import median
+
+import torch
+
+from autoglm.engine.generation import Completion, GenerationRequest
+from autoglm.engine.release import Resident
+from autoglm.engine.scheduler import Limits, Scheduler
+from autoglm.engine.sequence import Sequence, WaitingQueue
+from autoglm.errors import AutoGLMError, EngineError
+from autoglm.model.prompt import conversation
+from autoglm.releases import HealthCheck, HealthPrompt
+
+# A release without prompts of its own must at least compute; any answer will do.
+_PROBE = HealthPrompt(({"role": "user", "content": "Hi"},), expect="", max_tokens=8)
+
+Answer = Callable[[GenerationRequest, float], Completion]
+
+
+@dataclass(frozen=True)
+class SelfTestReport:
+    """What came of a self-test.
+
+    Attributes:
+        ok: whether the release may serve.
+        score: share of the prompts answered as expected.
+        first_token_s: median time to the first token.
+        tokens_per_s: decoding speed over all prompts; 0 when no answer had two tokens.
+        peak_memory_bytes: highest memory use of the process (CPU) or of the devices so far.
+        failures: one sentence for each thing wrong.
+    """
+
+    ok: bool
+    score: float
+    first_token_s: float
+    tokens_per_s: float
+    peak_memory_bytes: int
+    failures: tuple[str, ...] = ()
+
+
+def examine(health: HealthCheck, answer: Answer, *, budget_s: float) -> SelfTestReport:
+    """Ask every prompt and judge the answers.
+
+    Args:
+        health: the prompts and the speed that is enough.
+        answer: generates, within the seconds given.
+        budget_s: for all prompts together.
+    """
+    deadline = time.monotonic() + budget_s
+    completions: list[Completion] = []
+    failures: list[str] = []
+    prompts = health.prompts or (_PROBE,)
+    num_right = 0
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            completion = answer(_request(prompt), max(0.0, deadline - time.monotonic()))
+        except AutoGLMError as error:
+            failures.append(f"prompt {number}: {error}")
+            continue
+        completions.append(completion)
+        if prompt.expect in completion.answer:
+            num_right += 1
+        else:
+            failures.append(f"prompt {number}: {completion.answer[:80]!r}, not {prompt.expect[:80]!r}")
+    return _report(health, completions, failures, num_right / len(prompts))
+
+
+def examine_resident(
+    resident: Resident, *, budget_s: float, is_live_busy: Callable[[], bool] = lambda: False
+) -> SelfTestReport:
+    """Examine a release that serves nobody yet, in the calling thread, one prompt at a time.
+
+    While ``is_live_busy`` says so, it rests after each step for as long as the step took, so that the live
+    release keeps most of its pace; speeds are reported without the rests.
+    """
+    return examine(resident.release.health, _Examination(resident, is_live_busy).answer, budget_s=budget_s)
+
+
+class _Examination:
+    """A scheduler of its own for the release under examination."""
+
+    def __init__(self, resident: Resident, is_live_busy: Callable[[], bool]) -> None:
+        self._resident, self._is_live_busy = resident, is_live_busy
+        self._waiting = WaitingQueue(1)
+        self._scheduler = Scheduler(self._waiting, Limits(max_batch=1), on_end=lambda sequence, ending: None)
+
+    def answer(self, request: GenerationRequest, seconds: float) -> Completion:
+        """Generate one answer within ``seconds``."""
+        deadline = time.monotonic() + seconds
+        sequence = Sequence(request, self._resident)
+        self._waiting.put(sequence)
+        rested_s = 0.0
+        while self._scheduler.has_work:
+            if time.monotonic() > deadline:
+                self._scheduler.fail_all(EngineError("the self-test's time was over before the answer was"))
+                break
+            started = time.monotonic()
+            self._scheduler.step()
+            if self._scheduler.has_work and self._is_live_busy():
+                step_s = time.monotonic() - started
+                time.sleep(step_s)
+                rested_s += time.monotonic() - started - step_s
+        completion = sequence.generation.result(0.0)
+        finished = replace(completion.finished, total_s=completion.finished.total_s - rested_s)
+        return replace(completion, finished=finished)
+
+
+def _request(prompt: HealthPrompt) -> GenerationRequest:
+    return GenerationRequest(conversation(prompt), prompt.enable_thinking, max_tokens=prompt.max_tokens)
+
+
+def _report(
+    health: HealthCheck, completions: list[Completion], failures: list[str], score: float
+) -> SelfTestReport:
+    endings = [completion.finished for completion in completions]
+    decoding_s = sum(ending.total_s - ending.first_token_s for ending in endings)
+    num_decoded = sum(max(0, ending.usage.completion_tokens - 1) for ending in endings)
+    tokens_per_s = num_decoded / decoding_s if num_decoded and decoding_s > 0 else 0.0
+    if num_decoded and tokens_per_s < health.min_tokens_per_s:
+        failures = [*failures, f"{tokens_per_s:.1f} tokens/s where {health.min_tokens_per_s:g} are needed"]
+    return SelfTestReport(
+        ok=not failures,
+        score=score,
+        first_token_s=median(ending.first_token_s for ending in endings) if endings else 0.0,
+        tokens_per_s=tokens_per_s,
+        peak_memory_bytes=_peak_memory_bytes(),
+        failures=tuple(failures),
+    )
+
+
+def _peak_memory_bytes() -> int:
+    if torch.cuda.is_available():
+        return sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,194 @@
+"""Tiny real releases: random weights, a byte-level tokenizer, the whole directory as devices hold it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+
+from autoglm.engine import Engine, GenerationRequest
+from autoglm.model.checkpoint import write_release
+from autoglm.model.config import AudioConfig, ImageConfig, ModelConfig, TopKConfig
+from autoglm.model.network import PhoneModel
+from autoglm.model.prompt import Message
+from autoglm.model.tokenizer import CONTROLS, Tokenizer
+from autoglm.releases import HealthCheck, HealthPrompt, Manifest
+
+MakeRelease = Callable[..., Path]
+
+TINY = ModelConfig(
+    name="tiny",
+    vocab_size=288,
+    width=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    ffn_width=48,
+    rope_base=100.0,
+    rotary_fraction=0.5,
+    norm_eps=1e-5,
+    post_norm_gain=1.0,
+    tie_embeddings=False,
+    max_context=256,
+    image=ImageConfig("patches", 8, (), 16, 16, 16, bins=0, x_token=0, y_token=0),
+    audio=AudioConfig(16, 8, 3, batch_norm=False, min_tokens=4, max_tokens=50),
+    topk=TopKConfig(page=32, keep=4, dense_below=4096),
+)
+
+
+def tokenizer_text() -> str:
+    """Return a tokenizer.json whose tokens are the control tokens and single bytes."""
+    letters = sorted(ByteLevel.alphabet())
+    names = [*CONTROLS, *letters]
+    backend = Backend(BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    backend.decoder = ByteLevelDecoder()
+    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in CONTROLS])
+    return backend.to_str()
+
+
+def random_state(seed: int, num_controls: int = len(CONTROLS)) -> dict[str, torch.Tensor]:
+    """Return random weights whose output never prefers a control token, so that answers are long."""
+    torch.manual_seed(seed)
+    model = PhoneModel(TINY)
+    state = {
+        name: torch.randn_like(tensor) * 0.2 if tensor.dim() > 1 else tensor.clone()
+        for name, tensor in model.state_dict().items()
+    }
+    state["head.weight"][:num_controls] = 0.0
+    state["head.weight"][len(CONTROLS) + 256 :] = 0.0
+    return state
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """The tokenizer of the tiny releases."""
+    return Tokenizer.from_bytes(tokenizer_text().encode())
+
+
+@pytest.fixture(scope="session")
+def make_release(tmp_path_factory: pytest.TempPathFactory) -> MakeRelease:
+    """Write a tiny release directory: ``make_release("v1.2", seed=1)``."""
+    root = tmp_path_factory.mktemp("releases")
+
+    def make(
+        version: str,
+        *,
+        seed: int,
+        expect: str = "",
+        change: Mapping[str, torch.Tensor] | None = None,
+        min_tokens_per_s: float = 0.0,
+    ) -> Path:
+        target = root / f"{len(list(root.iterdir()))}-{version}"
+        prompt = HealthPrompt(({"role": "user", "content": "hi"},), expect=expect, max_tokens=8)
+        write_release(
+            target,
+            config=TINY,
+            tokenizer=tokenizer_text(),
+            state=random_state(seed) | dict(change or {}),
+            health=HealthCheck((prompt,), min_tokens_per_s),
+            model="autoglm-phone-9b",
+            variant="tiny",
+            name="tiny",
+            version=version,
+            counter=seed,
+        )
+        return target
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def old_dir(make_release: MakeRelease) -> Path:
+    """A release v1.2."""
+    return make_release("v1.2", seed=12)
+
+
+@pytest.fixture(scope="session")
+def new_dir(make_release: MakeRelease) -> Path:
+    """A release v1.3 with other weights."""
+    return make_release("v1.3", seed=13)
+
+
+@pytest.fixture
+def engine(old_dir: Path) -> Iterator[Engine]:
+    """An engine that serves v1.2 with four slots."""
+    with Engine.load(old_dir, devices="cpu", threads=1, max_batch=4, queue=64) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def ask() -> Callable[..., GenerationRequest]:
+    """Make a request of one user message: ``ask("hello", max_tokens=8)``."""
+
+    def make(text: str, **options: object) -> GenerationRequest:
+        return GenerationRequest([Message("user", text)], **options)  # type: ignore[arg-type]
+
+    return make
+
+
+def rewrite_weights(directory: Path, name: str, value: float) -> None:
+    """Put ``value`` into the first place of a stored float tensor, and let the manifest agree."""
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    tensors[name].view(-1)[0] = value
+    save_file(tensors, path)
+    old = Manifest.read(directory)
+    names = {key: getattr(old, key) for key in ("model", "variant", "name", "version", "counter")}
+    (directory / "manifest.json").write_bytes(Manifest.of_directory(directory, **names).to_bytes())
+
+
+@pytest.fixture(scope="session")
+def nan_dir(make_release: MakeRelease) -> Path:
+    """A release whose files agree with its manifest, but one weight is NaN."""
+    directory = make_release("v1.4", seed=14)
+    rewrite_weights(directory, "norm.weight", float("nan"))
+    return directory
+
+
+class Gate:
+    """Holds a model's decoding until it is opened.
+
+    Attributes:
+        reached: set when the model is held for the first time.
+        opened: set it to let the model go on.
+    """
+
+    def __init__(self, model: PhoneModel) -> None:
+        self.reached, self.opened = threading.Event(), threading.Event()
+        decode = model.decode
+
+        def gated(*arguments: Any) -> torch.Tensor:
+            self.reached.set()
+            assert self.opened.wait(60)
+            return decode(*arguments)
+
+        model.decode = gated  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="session")
+def hold_decoding() -> Callable[[PhoneModel], Gate]:
+    """Put a gate before a model's decoding: ``hold_decoding(engine.active.model)``."""
+    return Gate
+
+
+@pytest.fixture(scope="session")
+def poison() -> Callable[[PhoneModel], None]:
+    """Make a model compute NaN. Releases share equal tensors: the weight is replaced, not written."""
+
+    def make_nan(model: PhoneModel) -> None:
+        weight = torch.full_like(model.norm.weight, float("nan"))
+        model.norm.weight = torch.nn.Parameter(weight, requires_grad=False)
+
+    return make_nan
