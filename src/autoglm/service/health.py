@@ -1,0 +1,25 @@
+"""``GET /health`` (the process lives) and ``GET /ready`` (it answers requests)."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from autoglm.service.state import state_of
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/health")
+async def health() -> dict[str, str]:
+    """Say that the process lives; the body never changes."""
+    return {"status": "ok"}
+
+
+@router.get("/ready")
+async def ready(request: Request) -> JSONResponse:
+    """Say whether requests are answered now, and by which release; 503 when they are not."""
+    state = state_of(request)
+    if state.stopping:
+        return JSONResponse({"status": "stopping"}, status_code=503)
+    return JSONResponse({"status": "ready", "version": state.engine.active_version})

@@ -1,0 +1,134 @@
+"""The routes of devices: what runs here, is there an update, what happened, and the package bytes.
+
+What it guarantees: the update check answers 200 to every well-formed question, also of a device that the
+hub has never heard of; only malformed bodies are refused. Groups and regions come from the device's token,
+never from what it says of itself.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+import anyio.to_thread
+from fastapi import APIRouter, Path, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+from starlette.datastructures import Headers
+from starlette.responses import MalformedRangeHeader, RangeNotSatisfiable
+from starlette.types import Receive, Scope, Send
+
+from autoglm.releases import EventBatch, UpdateRequest
+from autoglm.service.bodies import read_body
+from autoglm.service.problems import APIError, ErrorAnswer, read_json
+from autoglm.service.state import OpenState, ServiceState, state_of
+
+MAX_CHECK_BYTES = 64 << 10
+MAX_EVENTS_BYTES = 1 << 20
+_FAILURES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer} for status in (400, 401, 403, 404, 413, 429)
+}
+
+engine_router = APIRouter(tags=["devices"], responses=_FAILURES)
+"""What a process without a hub has too."""
+hub_router = APIRouter(tags=["devices"], responses=_FAILURES)
+"""What needs the hub."""
+
+
+def _body_schema(properties: dict[str, Any], *required: str) -> dict[str, Any]:
+    schema = {"type": "object", "properties": properties, "required": list(required)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+_STRING = {"type": "string"}
+_CHECK_SCHEMA = _body_schema({"device_id": _STRING, "current_version": _STRING}, "device_id")
+_EVENTS_SCHEMA = _body_schema(
+    {"device_id": _STRING, "events": {"type": "array", "items": {"type": "object"}}}, "device_id", "events"
+)
+
+
+@engine_router.get("/v1/model/info")
+async def info(state: OpenState) -> dict[str, Any]:
+    """Say which release answers requests here."""
+    engine, manifest = state.engine, state.engine.active.manifest
+    return {
+        "model": manifest.model,
+        "variant": manifest.variant,
+        "name": manifest.name,
+        "version": manifest.version,
+        "counter": manifest.counter,
+        "channel": manifest.channel,
+        "manifest_sha256": engine.active.manifest_sha256,
+        "system_fingerprint": engine.active.fingerprint,
+        "loaded_versions": list(engine.loaded_versions),
+        "devices": [str(device) for device in engine.devices],
+        "served_names": list(state.names),
+    }
+
+
+@hub_router.post("/v1/model/update", openapi_extra=_CHECK_SCHEMA)
+async def check(request: Request) -> JSONResponse:
+    """Answer a device that asks whether there is something for it."""
+    state = state_of(request)
+    claims = state.access.open_route(request)
+    body = read_json(await read_body(request, MAX_CHECK_BYTES), "update request")
+    wanted = UpdateRequest.from_json(body)
+    answer = state.some_hub.check(wanted, claims, _base_url(request, state))  # decided in memory
+    return JSONResponse(answer.to_json(), headers={"cache-control": "no-store"})
+
+
+@hub_router.post("/v1/model/events", status_code=202, openapi_extra=_EVENTS_SCHEMA)
+async def record(request: Request) -> JSONResponse:
+    """Take the events of a device; each is counted once, however often it is sent."""
+    state = state_of(request)
+    claims = state.access.open_route(request)
+    body = read_json(await read_body(request, MAX_EVENTS_BYTES), "event batch")
+    batch = EventBatch.from_json(body)
+    answer = await anyio.to_thread.run_sync(state.some_hub.record, batch, claims)
+    return JSONResponse(answer.to_json(), status_code=202)
+
+
+class PackageResponse(FileResponse):
+    """A package, with its refusals in the shape of all others."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the bytes, or say why there is no such range."""
+        self.set_stat_headers(await anyio.to_thread.run_sync(os.stat, self.path))
+        refusal = self._refusal(Headers(scope=scope))
+        await (super().__call__ if refusal is None else refusal)(scope, receive, send)
+
+    def _refusal(self, headers: Headers) -> Response | None:
+        """Return the answer to a range that cannot be sent; None where the bytes, or some, are."""
+        asked, if_range = headers.get("range"), headers.get("if-range")
+        if asked is None or (if_range is not None and not self._should_use_range(if_range)):
+            return None
+        size = int(self.headers["content-length"])
+        try:
+            self._parse_range_header(asked, size)
+        except MalformedRangeHeader as error:
+            return APIError(400, error.content, param="range", code="invalid_range").response
+        except RangeNotSatisfiable:
+            message = f"the package has {size} bytes, the range lies outside of them"
+            return APIError(
+                416,
+                message,
+                param="range",
+                code="range_not_satisfiable",
+                headers={"content-range": f"bytes */{size}"},
+            ).response
+        return None
+
+
+Sha256 = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
+
+
+@hub_router.get("/v1/model/packages/{sha256}.wpatch", response_class=FileResponse)
+@hub_router.head("/v1/model/packages/{sha256}.wpatch", include_in_schema=False)
+async def package(sha256: Sha256, state: OpenState) -> Response:
+    """Send a package, or the range of it that was asked for. The bytes under a name never change."""
+    path = await anyio.to_thread.run_sync(state.some_hub.package_path, sha256)
+    headers = {"etag": f'"{sha256}"', "cache-control": "public, max-age=31536000, immutable"}
+    return PackageResponse(path, media_type="application/octet-stream", headers=headers)
+
+
+def _base_url(request: Request, state: ServiceState) -> str:
+    return state.settings.public_url or str(request.base_url).rstrip("/")

@@ -1,0 +1,179 @@
+"""What a chat request may hold, checked strictly, with the names and meanings of OpenAI's API.
+
+What it guarantees: wrong types are refused, never coerced; a parameter that would change the answer and
+that this service does not have is refused by name; fields that only label a request (``user``,
+``metadata``, ``store``) are accepted and ignored.
+
+    >>> ChatRequest.model_validate_json('{"model": "m", "messages": [{"role": "user", "content": "Hi"}]}').n
+    1
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+MAX_MESSAGES = 1000
+MAX_CHOICES = 8
+Text = Annotated[str, Field(max_length=1 << 20)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class TextContent(_Part):
+    """A piece of text."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class ImageAddress(_Part):
+    """Where the image is: a ``data:image/...;base64,`` URI."""
+
+    url: str
+    detail: str | None = None
+
+
+class ImageContent(_Part):
+    """An image."""
+
+    type: Literal["image_url"]
+    image_url: ImageAddress
+
+
+class Recording(_Part):
+    """Sound as base64."""
+
+    data: str
+    format: Literal["wav", "mp3"]
+
+
+class AudioContent(_Part):
+    """A recording."""
+
+    type: Literal["input_audio"]
+    input_audio: Recording
+
+
+Content = Annotated[TextContent | ImageContent | AudioContent, Field(discriminator="type")]
+
+
+class ChatMessage(_Part):
+    """One turn of the conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[Content], Field(min_length=1, max_length=1000)]
+
+
+class StreamOptions(_Part):
+    """What a stream also carries."""
+
+    include_usage: bool | None = None
+
+
+class TemplateOptions(_Part):
+    """Options that some clients nest instead of sending them at the top."""
+
+    enable_thinking: bool | None = None
+    return_reasoning: bool | None = None
+
+
+# Parameters that would change the answer, with the values that ask for nothing.
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "tools": (None, []),
+    "functions": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "function_call": (None, "none", "auto"),
+    "response_format": (None, {"type": "text"}),
+    "modalities": (None, [], ["text"]),
+    "audio": (None,),
+    "prediction": (None,),
+    "web_search_options": (None,),
+    "min_p": (None, 0, 0.0),
+    "repetition_penalty": (None, 1, 1.0),
+    "guided_json": (None,),
+    "guided_regex": (None,),
+    "guided_choice": (None,),
+    "guided_grammar": (None,),
+    "structured_outputs": (None,),
+    "best_of": (None, 1),
+    "echo": (None, False),
+}
+
+
+class ChatRequest(_Part):
+    """``POST /v1/chat/completions``.
+
+    ``enable_thinking`` lets the model think before it answers; ``return_reasoning`` returns the thought in
+    ``reasoning_content`` and ``reasoning``. Without a ``temperature`` the answer is greedy.
+    """
+
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    max_tokens: Annotated[int, Field(ge=1, le=1 << 31)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=1 << 31)] | None = None
+    temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=1 << 20)] | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
+    presence_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[str, Annotated[Finite, Field(ge=-100, le=100)]] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    enable_thinking: bool | None = None
+    return_reasoning: bool | None = None
+    extra_body: TemplateOptions | None = None
+    chat_template_kwargs: TemplateOptions | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for name, fine in _UNSUPPORTED.items():
+                if name in values and values[name] not in fine:
+                    message = "{param} is not supported by this version: leave it out"
+                    raise PydanticCustomError("unsupported", message, {"param": name})
+        return values
+
+    @model_validator(mode="after")
+    def _check_together(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs to be true")
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options may only be given when stream is true")
+        return self
+
+    @property
+    def wants_thinking(self) -> bool:
+        """Whether the client asks for a thought, wherever it says so."""
+        return any(place.enable_thinking for place in self._places())
+
+    @property
+    def wants_reasoning(self) -> bool:
+        """Whether the client wants to read the thought."""
+        return any(place.return_reasoning for place in self._places())
+
+    @property
+    def token_limit(self) -> int | None:
+        """The bound on generated tokens."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings, without empty ones, which mean nothing."""
+        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return tuple(text for text in given if text)
+
+    def _places(self) -> list[ChatRequest | TemplateOptions]:
+        nested = [place for place in (self.extra_body, self.chat_template_kwargs) if place is not None]
+        return [self, *nested]

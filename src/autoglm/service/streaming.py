@@ -1,0 +1,147 @@
+"""Generations as server-sent events, and as whole answers that end when the client goes away.
+
+What it guarantees: chunks come as they are generated; an error after the first byte is sent as an
+OpenAI-shaped ``error`` event, because the status is gone by then; whoever disconnects cancels his
+generations within one step of the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from autoglm.engine import Finished, Generation, TextDelta
+from autoglm.errors import AutoGLMError
+from autoglm.service.problems import problem_of
+from autoglm.service.replies import (
+    Head,
+    Presenter,
+    Showing,
+    chunk_body,
+    finish_reason,
+    logprob_body,
+    usage_body,
+)
+
+_log = logging.getLogger(__name__)
+_Arrival = tuple[int, TextDelta | Finished | AutoGLMError]
+
+
+def _event(body: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+class ChunkStream(StreamingResponse):
+    """Server-sent events that cancel their generations however the response ends, even before it began."""
+
+    def __init__(
+        self, chunks: AsyncGenerator[bytes], generations: Sequence[Generation], headers: dict[str, str]
+    ) -> None:
+        unbuffered = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(chunks, media_type="text/event-stream", headers=unbuffered | headers)
+        self._generations = generations
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            for generation in self._generations:
+                generation.cancel()
+
+
+async def stream_chunks(
+    head: Head, generations: Sequence[Generation], showing: Showing, *, include_usage: bool
+) -> AsyncGenerator[bytes]:
+    """Yield the server-sent events of one request, its choices interleaved as they come."""
+    extra = {"usage": None} if include_usage else {}
+    presenters = [Presenter(showing) for _ in generations]
+    endings: list[Finished] = []
+    for index in range(len(generations)):
+        yield _event(chunk_body(head, index, {"role": "assistant", "content": ""}) | extra)
+    async with contextlib.aclosing(_merge(generations)) as arrivals:
+        async for index, event in arrivals:
+            if isinstance(event, AutoGLMError):
+                _log.error("a stream broke off: %s", event)
+                yield _event(problem_of(event).body)
+                return
+            if isinstance(event, Finished):
+                endings.append(event)
+                yield _event(chunk_body(head, index, {}, finish_reason=finish_reason(event)) | extra)
+            elif fields := presenters[index].fields(event):
+                yield _event(chunk_body(head, index, fields, **_logprobs(event, fields)) | extra)
+    if include_usage:
+        usage = usage_body(ending.usage for ending in endings)
+        yield _event(head.body("chat.completion.chunk") | {"choices": [], "usage": usage})
+    yield b"data: [DONE]\n\n"
+
+
+def _logprobs(event: TextDelta, fields: dict[str, str]) -> dict[str, Any]:
+    if not event.logprobs or "content" not in fields:
+        return {}
+    return {"logprobs": {"content": [logprob_body(entry) for entry in event.logprobs], "refusal": None}}
+
+
+async def _merge(generations: Sequence[Generation]) -> AsyncGenerator[_Arrival]:
+    """Yield (index, event) of all generations as they come, an error as the last."""
+    inbox: asyncio.Queue[_Arrival] = asyncio.Queue()
+    tasks = [asyncio.create_task(_forward(i, generation, inbox)) for i, generation in enumerate(generations)]
+    try:
+        open_choices = len(generations)
+        while open_choices:
+            index, event = await inbox.get()
+            yield index, event
+            if isinstance(event, AutoGLMError):
+                return
+            open_choices -= isinstance(event, Finished)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _forward(index: int, generation: Generation, inbox: asyncio.Queue[_Arrival]) -> None:
+    try:
+        async for event in generation:
+            inbox.put_nowait((index, event))
+    except AutoGLMError as error:
+        inbox.put_nowait((index, error))
+
+
+async def collect(request: Request, generations: Sequence[Generation]) -> list[list[TextDelta | Finished]]:
+    """Return the events of all generations once they have ended, one list each.
+
+    Raises:
+        EngineError: one of them failed; the others are cancelled.
+        ClientDisconnect: the client went away first; all are cancelled.
+    """
+    work = asyncio.gather(*(_events(generation) for generation in generations))
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ClientDisconnect
+        return list(work.result())
+    finally:
+        gone.cancel()
+        for generation in generations:
+            generation.cancel()
+        if not work.done():
+            work.cancel()
+
+
+async def _events(generation: Generation) -> list[TextDelta | Finished]:
+    return [event async for event in generation]
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
