@@ -1,0 +1,174 @@
+"""``autoglm model``: train, quantise, evaluate and size models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from autoglm.training.evaluate import Score
+    from autoglm.training.trainer import Trainer
+
+app = typer.Typer(help="Train, quantise, evaluate and size models.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Train, quantise, evaluate and size models."""
+
+
+@app.command("train")
+def train(
+    recipe: Annotated[str, typer.Argument(help="v1.2, v1.3 or overfit.")],
+    run: Annotated[Path | None, typer.Option(help="The run's directory; runs/RECIPE if not given.")] = None,
+    base: Annotated[Path | None, typer.Option(help="The release that a fine-tune starts from.")] = None,
+    seed: Annotated[int, typer.Option(help="Of all randomness.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads.", min=1, max=256)] = 1,
+) -> None:
+    """Train a recipe; a run that was stopped goes on from its last checkpoint.
+
+    Examples:
+
+      autoglm model train v1.2
+
+      autoglm model train v1.3 --base runs/releases/v1.2
+    """
+    from autoglm.model.config import NANO
+    from autoglm.model.weights import TOKENIZER_NAME, WEIGHTS_NAME, read_weights
+    from autoglm.training.plot import plot_curve
+    from autoglm.training.recipe import recipe_named
+    from autoglm.training.threads import use_threads
+    from autoglm.training.trainer import Trainer
+
+    use_threads(threads)
+    chosen = recipe_named(recipe)
+    directory = run or Path("runs") / recipe
+    start, tokenizer = None, None
+    if base is not None:
+        start = read_weights(base / WEIGHTS_NAME, NANO)
+        tokenizer = (base / TOKENIZER_NAME).read_text()
+    trainer = Trainer(directory, chosen, seed=seed, start=start, tokenizer=tokenizer)
+    _run_with_bar(trainer)
+    plot_curve(directory, directory / "curve.png")
+    print(f"{recipe} is trained, {trainer.seconds / 60:.1f} minutes in all: {directory}")
+
+
+def _run_with_bar(trainer: Trainer) -> None:
+    """Train behind a progress bar that shows the newest measures."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
+        TextColumn("{task.fields[shown]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        tasks = {
+            stage.name: progress.add_task(stage.name, total=stage.steps, shown="")
+            for stage in trainer.recipe.stages
+        }
+
+        def report(stage: Any, step: int, measures: dict[str, float]) -> None:
+            shown = " ".join(f"{name} {value:.3f}" for name, value in measures.items())
+            progress.update(tasks[stage.name], completed=step, shown=shown)
+
+        trainer.run(report)
+
+
+@app.command("quantize")
+def quantize(
+    run: Annotated[Path, typer.Argument(help="The directory of a finished run.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The release directory to write.")],
+    version: Annotated[str, typer.Option(help="v1.2 or v1.3.")],
+    base: Annotated[Path | None, typer.Option(help="The release it follows; its scales are kept.")] = None,
+) -> None:
+    """Turn a run into a release directory: INT8, manifest, self-test; refused if the self-test fails.
+
+    Examples:
+
+      autoglm model quantize runs/v1.2 --version v1.2 -o runs/releases/v1.2
+
+      autoglm model quantize runs/v1.3 --version v1.3 --base runs/releases/v1.2 -o runs/releases/v1.3
+    """
+    from autoglm.cli.output import as_bytes, print_table
+    from autoglm.training.quantize import as_release, compare_codes, quantize_run
+
+    manifest = quantize_run(run, output, as_release(version), base=base)
+    print(f"{output}: {manifest.folder}, {as_bytes(sum(file.size for file in manifest.files))}")
+    if base is not None:
+        changes = compare_codes(base, output)
+        print_table(
+            ("part", "codes changed", "bits a code", "saturated"),
+            [
+                (part, f"{c.changed:.1%}", f"{c.entropy_bits:.2f}", f"{c.saturated:.3%}")
+                for part, c in changes.items()
+            ],
+            empty="",
+        )
+
+
+@app.command("eval")
+def evaluate(
+    release: Annotated[Path, typer.Argument(help="A release directory.")],
+    version: Annotated[
+        str | None, typer.Option(help="Whose answers are right; the release's own if not given.")
+    ] = None,
+    clips: Annotated[Path, typer.Option(help="Where synthesised clips are kept.")] = Path("runs/clips"),
+    scale: Annotated[float, typer.Option(help="Share of the items.", min=0.01, max=10)] = 1.0,
+    threads: Annotated[int, typer.Option(help="CPU threads.", min=1, max=256)] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Score a release on held-out data, free-running, with chance beside each score.
+
+    Example:
+
+      autoglm model eval runs/releases/v1.2
+    """
+    from dataclasses import asdict
+
+    from autoglm.cli.output import print_json, print_table
+    from autoglm.model.weights import load_release
+    from autoglm.releases import Manifest
+    from autoglm.training.evaluate import evaluate as score
+    from autoglm.training.quantize import as_release
+    from autoglm.training.threads import use_threads
+
+    use_threads(threads)
+    whose = as_release(version or Manifest.read(release).version)
+    scores = score(load_release(release), release=whose, clips=clips, scale=scale)
+    if as_json:
+        print_json({name: asdict(value) for name, value in scores.items()})
+    else:
+        print_table(("score", "right", "items", "chance"), [_row(*item) for item in scores.items()], empty="")
+
+
+def _row(name: str, score: Score) -> tuple[str, str, int, str | None]:
+    chance = None if score.chance is None else f"{score.chance:.1%}"
+    return name, f"{score.value:.1%}", score.count, chance
+
+
+@app.command("size")
+def size(
+    name: Annotated[str, typer.Argument(help="9b, 9b-int8, 9b-int4, 9b-int8-pruned, 9b-int4-pruned, nano.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Count a model's parameters and bytes from its real modules.
+
+    Example:
+
+      autoglm model size 9b-int4-pruned
+    """
+    from autoglm.cli.output import print_json, print_table
+    from autoglm.model.sizes import size_table
+
+    report = size_table(name)
+    if as_json:
+        print_json(report.to_dict())
+        return
+    rows = [(part.name, f"{part.parameters:,}", f"{part.bytes:,}", part.matrices) for part in report.parts]
+    rows.append(
+        ("all", f"{report.parameters:,}", f"{report.bytes:,}", f"{report.bits_per_parameter:.2f} bits")
+    )
+    print_table(("part", "parameters", "bytes", "stored as"), rows, empty="")
