@@ -41,6 +41,15 @@ def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
     assert settings.path("/abs") == Path("/abs")
 
 
+def test_a_link_to_the_file_means_the_file(tmp_path: Path) -> None:
+    """A link in /usr/local/bin leads to the data beside the file itself, not beside the link."""
+    for name in ("project", "bin"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "project" / "config.yaml").write_text("data_dir: data\n")
+    (tmp_path / "bin" / "config.yaml").symlink_to(tmp_path / "project" / "config.yaml")
+    assert load_settings(tmp_path / "bin" / "config.yaml").data_path == tmp_path / "project" / "data"
+
+
 def test_the_log_follows_the_data_directory(tmp_path: Path) -> None:
     """Without log_path the log lies in the data directory, also when the command line moves that."""
     (tmp_path / "c.yaml").write_text("data_dir: here\n")

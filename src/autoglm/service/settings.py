@@ -255,7 +255,7 @@ def load_settings(path: Path | None, **overrides: Any) -> Settings:
     """
     where = "the command line" if path is None else str(path)
     values = {} if path is None else _read(path)
-    directory = Path.cwd() if path is None else path.absolute().parent
+    directory = Path.cwd() if path is None else path.resolve().parent
     settings = parse_settings(values, where=where, directory=directory)
     chosen = {key: value for key, value in overrides.items() if value is not None}
     if not chosen:
