@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,6 @@ from autoglm.releases import (
     ReleaseFile,
     UpdateAnswer,
     UpdateRequest,
-    newest,
 )
 
 MANIFEST = Manifest(
@@ -126,16 +124,6 @@ def test_reading_a_manifest_that_is_not_there_is_a_manifest_error(tmp_path: Path
     """A directory without a manifest is no release."""
     with pytest.raises(ManifestError, match=r"manifest\.json"):
         Manifest.read(tmp_path)
-
-
-def test_newest_goes_by_the_counter() -> None:
-    """v1.10 with the higher counter is newer than v1.9, whatever the alphabet says."""
-    older, newer = (
-        replace(MANIFEST, version="v1.9", counter=9),
-        replace(MANIFEST, version="v1.10", counter=10),
-    )
-    assert newest([newer, older]) is newer
-    assert newest([]) is None
 
 
 def test_the_articles_request_is_understood() -> None:

@@ -10,65 +10,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken
-from tokenizers import Tokenizer as Backend
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
 
 from autoglm.engine import Engine, GenerationRequest
 from autoglm.model.checkpoint import write_release
-from autoglm.model.config import AudioConfig, ImageConfig, ModelConfig, TopKConfig
 from autoglm.model.network import PhoneModel
 from autoglm.model.prompt import Message
-from autoglm.model.tokenizer import CONTROLS, Tokenizer
+from autoglm.model.tokenizer import Tokenizer
 from autoglm.releases import HealthCheck, HealthPrompt, Manifest
+from tiny_model import TINY, random_state, tokenizer_text
 
 MakeRelease = Callable[..., Path]
-
-TINY = ModelConfig(
-    name="tiny",
-    vocab_size=288,
-    width=32,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    ffn_width=48,
-    rope_base=100.0,
-    rotary_fraction=0.5,
-    norm_eps=1e-5,
-    post_norm_gain=1.0,
-    tie_embeddings=False,
-    max_context=256,
-    image=ImageConfig("patches", 8, (), 16, 16, 16, bins=0, x_token=0, y_token=0),
-    audio=AudioConfig(16, 8, 3, batch_norm=False, min_tokens=4, max_tokens=50),
-    topk=TopKConfig(page=32, keep=4, dense_below=4096),
-)
-
-
-def tokenizer_text() -> str:
-    """Return a tokenizer.json whose tokens are the control tokens and single bytes."""
-    letters = sorted(ByteLevel.alphabet())
-    names = [*CONTROLS, *letters]
-    backend = Backend(BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
-    backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    backend.decoder = ByteLevelDecoder()
-    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in CONTROLS])
-    return backend.to_str()
-
-
-def random_state(seed: int, num_controls: int = len(CONTROLS)) -> dict[str, torch.Tensor]:
-    """Return random weights whose output never prefers a control token, so that answers are long."""
-    torch.manual_seed(seed)
-    model = PhoneModel(TINY)
-    state = {
-        name: torch.randn_like(tensor) * 0.2 if tensor.dim() > 1 else tensor.clone()
-        for name, tensor in model.state_dict().items()
-    }
-    state["head.weight"][:num_controls] = 0.0
-    state["head.weight"][len(CONTROLS) + 256 :] = 0.0
-    return state
 
 
 @pytest.fixture(scope="session")

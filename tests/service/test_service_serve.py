@@ -25,7 +25,8 @@ from autoglm.service.machine import bind, check_data_directory, check_machine
 from autoglm.service.server import make_server
 from autoglm.service.settings import parse_settings
 from autoglm.service.store import import_baseline
-from service.tiny import TINY, random_state, tokenizer_text
+from service.tiny import TINY
+from tiny_model import random_state, tokenizer_text
 
 TIMEOUT_S = 120
 

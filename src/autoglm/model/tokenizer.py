@@ -18,7 +18,6 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
-import tokenizers
 from tokenizers import Tokenizer as _Backend
 
 from autoglm.errors import FormatError
@@ -114,11 +113,6 @@ class Tokenizer:
         except Exception as error:
             raise FormatError(f"tokenizer.json does not parse: {str(error)[:200]}") from error
         return cls(backend)
-
-    @property
-    def backend_version(self) -> str:
-        """The version of the library that does the work."""
-        return tokenizers.__version__
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text; never a control token's, whatever the text contains."""

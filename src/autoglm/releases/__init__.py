@@ -21,7 +21,6 @@ from autoglm.releases.manifest import (
     MAX_MANIFEST_BYTES,
     Manifest,
     ReleaseFile,
-    newest,
 )
 from autoglm.releases.messages import (
     MAX_EVENTS,
@@ -58,5 +57,4 @@ __all__ = [
     "UpdateRequest",
     "canonical_json",
     "is_name",
-    "newest",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -162,8 +161,3 @@ class Manifest:
         for path in directory.rglob("*"):
             if not path.is_dir() and path.relative_to(directory).as_posix() not in known:
                 raise IntegrityError(f"{path} does not belong to the release")
-
-
-def newest(manifests: Sequence[Manifest]) -> Manifest | None:
-    """Return the manifest with the highest counter, or None of none."""
-    return max(manifests, key=lambda manifest: manifest.counter, default=None)
