@@ -26,7 +26,8 @@ NAMES = ("patch", "swap", "attention")
 def measure(name: str) -> str:
     """Run one benchmark and return what it printed."""
     environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "COLUMNS": "110"}
-    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py")]
+    directory = ROOT / "benchmarks" / name
+    command = [sys.executable, str(directory if directory.is_dir() else directory.with_suffix(".py"))]
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return done.stdout.rstrip()
 

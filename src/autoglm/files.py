@@ -128,6 +128,17 @@ def sync_file(path: Path) -> None:
         os.close(fd)
 
 
+def begin_sync(file: IO[bytes], offset: int, length: int) -> None:
+    """Ask the system to start writing a range to the disk, so that syncing the file later waits less.
+
+    A hint, which promises nothing: where the system has none, nothing happens.
+    """
+    file.flush()
+    if hasattr(os, "posix_fadvise"):
+        # Linux starts writing dirty pages back before it drops clean ones.
+        os.posix_fadvise(file.fileno(), offset, length, os.POSIX_FADV_DONTNEED)
+
+
 def append_durably(file: IO[bytes], content: bytes | bytearray) -> None:
     """Write ``content`` where ``file`` stands; the bytes (not a longer size's metadata) survive a power cut.
 

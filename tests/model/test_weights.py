@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from autoglm.errors import AutoGLMError, EngineError, FormatError, StorageError
+from autoglm.errors import AutoGLMError, ConfigError, EngineError, FormatError, StorageError
 from autoglm.model.checkpoint import convert_checkpoint, save_checkpoint, write_release
 from autoglm.model.network import PhoneModel
-from autoglm.model.weights import load_release, quantize_rows, read_scales
+from autoglm.model.weights import load_release, read_scales
 from autoglm.releases import HealthCheck, HealthPrompt, Manifest
 
 NAMES = {
@@ -95,9 +95,12 @@ def test_saving_a_loaded_release_gives_the_same_bytes(release: Path, tokenizer_t
         (lambda t: t["table.weight.scale"].__setitem__(3, float("inf")), "not finite"),
         (lambda t: t.update({"norm.weight": torch.zeros(33)}), "not float"),
         (lambda t: t.update({"norm.weight": torch.zeros(32, dtype=torch.int32)}), "not float"),
-        (lambda t: t.update({"table.weight": t["table.weight"].float()}), "not int8"),
-        (lambda t: t.update({"table.weight": t["table.weight"][:, :-1].contiguous()}), "not int8"),
-        (lambda t: t.update({"table.weight.scale": torch.ones(640)}), "not int8"),
+        (lambda t: t.update({"table.weight": t["table.weight"].float()}), "as int8 or packed int4"),
+        (
+            lambda t: t.update({"table.weight": t["table.weight"][:, :-1].contiguous()}),
+            "as int8 or packed int4",
+        ),
+        (lambda t: t.update({"table.weight.scale": torch.ones(640)}), "as int8 or packed int4"),
         (lambda t: t.pop("table.weight.scale"), "not float"),
     ],
 )
@@ -141,18 +144,49 @@ def test_values_that_are_not_finite_are_not_saved(tmp_path: Path, make_model, to
     assert list(tmp_path.iterdir()) == []
 
 
-def test_quantisation_errs_by_half_a_step_and_keeps_given_scales() -> None:
-    """Codes are within half a step; under a kept scale, values beyond it saturate instead of wrapping."""
-    torch.manual_seed(0)
-    weight = torch.randn(5, 4, 3)
-    weight[3] = 0
-    codes, scale = quantize_rows(weight)
-    assert codes.shape == (5, 12)
-    error = (codes.float() * scale.float()[:, None] - weight.flatten(1)).abs()
-    assert bool((error <= 0.501 * scale.float()[:, None]).all())
-    kept, same = quantize_rows(weight * 3, scale)
-    assert torch.equal(same, scale)
-    assert kept.abs().amax() == 127
+def test_a_release_may_hold_int4(tmp_path: Path, model: PhoneModel, tokenizer_text: str) -> None:
+    """The blocks' matrices in INT4, all others in INT8: it loads, near the model it was made of."""
+    parts = {
+        "config": model.config,
+        "tokenizer": tokenizer_text,
+        "state": model.state_dict(),
+        "health": HEALTH,
+    }
+    write_release(tmp_path / "int4", int4_group=8, **parts, **NAMES)
+    write_release(tmp_path / "int8", **parts, **NAMES)
+    small, large = (Manifest.read(tmp_path / name).total_bytes for name in ("int4", "int8"))
+    assert small < large
+    made = model.state_dict()
+    for name, value in load_release(tmp_path / "int4").model.named_parameters():
+        error = float((value - made[name]).square().mean())
+        assert error <= 0.02 * float(made[name].square().mean()) + 1e-6, name
+
+
+def test_kept_scales_say_how_an_update_is_stored(
+    tmp_path: Path, model: PhoneModel, tokenizer_text: str
+) -> None:
+    """An update that keeps INT4 scales is INT4 too, and unchanged weights give the same bytes."""
+    parts = {
+        "config": model.config,
+        "tokenizer": tokenizer_text,
+        "state": model.state_dict(),
+        "health": HEALTH,
+    }
+    first = write_release(tmp_path / "a", int4_group=8, **parts, **NAMES)
+    scales = read_scales(tmp_path / "a" / "model.safetensors")
+    assert write_release(tmp_path / "b", scales=scales, **parts, **NAMES).sha256 == first.sha256
+
+
+@pytest.mark.parametrize("group", [3, 7, 5])
+def test_groups_that_do_not_divide_a_row_are_refused(
+    model: PhoneModel, tokenizer_text, tmp_path, group
+) -> None:
+    """A group size that leaves a rest raises and names the weight."""
+    with pytest.raises(ConfigError, match=r"blocks\.0.*groups of"):
+        write_release(
+            tmp_path / "r", config=model.config, tokenizer=tokenizer_text, state=model.state_dict(),
+            health=HEALTH, int4_group=group, **NAMES,
+        )  # fmt: skip
 
 
 def test_a_checkpoint_becomes_a_release(tmp_path: Path, model: PhoneModel, tokenizer_text: str) -> None:

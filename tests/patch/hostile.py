@@ -17,13 +17,15 @@ from autoglm.errors import PackageError
 from autoglm.patch import core
 from autoglm.patch.header import read_header
 from autoglm.patch.package import (
-    CODED_DTYPES,
     SCALE_DTYPES,
+    Curve,
     Dtype,
     Mode,
     Part,
     Plane,
+    Scales,
     Segment,
+    allowed,
     num_contexts,
     schedule,
 )
@@ -39,29 +41,53 @@ def random_table(rng: random.Random) -> list[int]:
     return table
 
 
+KINDS = [(mode, dtype) for mode in Mode if mode.coded for dtype in Dtype if allowed(mode, dtype)]
+
+
 def random_part(rng: random.Random, num_tables: int) -> tuple[Part, core.Inputs]:
-    mode = rng.choice((Mode.FULL, Mode.DIFFERENCE, Mode.SCALED))
-    dtype = Dtype.I8 if mode is Mode.SCALED else rng.choice(sorted(CODED_DTYPES))
-    columns, count, start = (
-        rng.choice((1, 3, 600, 5000)),
-        rng.choice((1, 5, 2047, 2048, 2049, 6001)),
-        rng.randrange(9),
-    )
+    mode, dtype = rng.choice(KINDS)
+    columns = rng.choice((1, 3, 600, 5000))
+    count = rng.choice((1, 5, 70)) if dtype.is_record else rng.choice((1, 5, 2047, 2048, 2049, 6001))
+    start = rng.randrange(9)
     rows = -(-(start + count) // columns)
     contexts = rng.choice((1, num_contexts(mode, dtype)))
     tables = bytes(rng.randrange(num_tables) for _ in range(contexts))
-    scale = rng.choice(sorted(SCALE_DTYPES))
-    top = rng.randrange(256)
-    segment = Segment(mode, rows * columns, 0, top=top, tables=tables, scale_dtype=scale)
+    scales, curve, factors = None, None, None
+    if mode is Mode.SCALED or (mode > Mode.SCALED and dtype is not Dtype.BF16 and rng.random() < 0.5):
+        group = columns if mode is Mode.PREDICTED or columns < 600 else rng.choice((columns, columns // 20))
+        scales = Scales(rng.choice(sorted(SCALE_DTYPES)), group, 0, 0)
+    if mode is Mode.PREDICTED:
+        scales = scales if dtype is Dtype.I8 else None
+        curve = random_curve(rng)
+        factors = core.new_factors(rows, columns, curve.rank)
+        for numbers in (factors.left, factors.right):
+            for at in range(0, len(numbers), 2):
+                numbers[at : at + 2] = rng.randint(-2047, 2047).to_bytes(2, "little", signed=True)
+    segment = Segment(
+        mode, rows * columns, 0, top=rng.randrange(256), tables=tables, scales=scales, curve=curve
+    )
     part = Part(Plane("", dtype, (rows, columns), (segment,)), segment, start, count, 0)
     if mode is Mode.FULL:
         return part, core.Inputs()
     base = rng.randbytes(count * dtype.size)
-    if mode is Mode.DIFFERENCE:
-        return part, core.Inputs(base)
-    first, past = part.rows
-    scales = [rng.randbytes((past - first) * scale.size) for _ in range(2)]
-    return part, core.Inputs(base, *scales)
+    first, past = part.groups
+    width = scales.dtype.size if scales else 0
+    before, after = (rng.randbytes((past - first) * width) for _ in range(2))
+    return part, core.Inputs(base, before, after, factors)
+
+
+def random_curve(rng: random.Random) -> Curve:
+    slope = rng.randint(-65535, 65535)
+    bend = rng.randint(abs(slope) - 65535, 65535 - abs(slope))
+    return Curve(
+        rank=rng.choice((1, 2, 5, 64)),
+        drop=rng.choice((0, 3, 31)),
+        limit=rng.choice((1, 900, 32767)),
+        classes=rng.choice((0, 40, 65535)),
+        slope=slope,
+        bend=bend,
+        shift=rng.choice((-31, -4, 0, 9, 31)),
+    )
 
 
 def attack(rng: random.Random) -> bool:
@@ -69,7 +95,7 @@ def attack(rng: random.Random) -> bool:
     tables = [random_table(rng) for _ in range(rng.randint(1, 4))]
     parts, inputs = zip(*(random_part(rng, len(tables)) for _ in range(rng.randint(1, 3))), strict=True)
     words = rng.choice((0, 1, 17, 3000))
-    states = b"".join(rng.randrange(1 << 15, 1 << 31).to_bytes(4, "little") for _ in range(4))
+    states = b"".join(rng.randrange(1 << 15, 1 << 31).to_bytes(4, "little") for _ in range(32))
     block = (
         states + words.to_bytes(4, "little") + rng.randbytes(rng.choice((0, 5, 2 * words, 2 * words + 9000)))
     )
@@ -97,12 +123,12 @@ def real_block(base: Path, package: Path) -> RealBlock:
     header = read_header(package)
     content, base_bytes = package.read_bytes(), base.read_bytes()
     offsets = iter(header.block_offsets())
-    for block, segment, parts in schedule(header.files[0], iter(header.blocks)):
-        offset = next(offsets)
-        if segment is None and all(part.segment.mode is not Mode.SCALED for part in parts):
+    for need in schedule(header.files[0], iter(header.blocks)):
+        offset, parts = next(offsets), need.parts
+        if parts and all(part.segment.mode in (Mode.FULL, Mode.DIFFERENCE) for part in parts):
             inputs = [core.Inputs(_base_of(part, base_bytes)) for part in parts]
             tables = core.decoding_tables(header.tables)
-            return RealBlock(tables, content[offset:][: block.length], parts, inputs)
+            return RealBlock(tables, content[offset:][: need.block.length], parts, inputs)
     raise SystemExit("the package has no such block")
 
 

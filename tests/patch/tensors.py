@@ -70,6 +70,23 @@ def quantised(values: np.ndarray, scales: np.ndarray | None = None) -> tuple[Ten
     )
 
 
+def packed(
+    values: np.ndarray, group: int, scales: np.ndarray | None = None
+) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Return 4-bit codes, two a byte and 8 for zero, their float16 group scales, and these as they are."""
+    rows, columns = values.shape
+    grouped = values.reshape(rows, columns // group, group)
+    if scales is None:
+        scales = (np.abs(grouped).max(axis=2) / 7).astype(np.float16)
+    codes = np.clip(np.rint(grouped / scales[:, :, None].astype(np.float32)) + 8, 0, 15).astype(np.uint8)
+    pairs = codes.reshape(rows, columns // 2, 2)
+    return (
+        Tensor("U8", (rows, columns // 2), (pairs[:, :, 0] | pairs[:, :, 1] << 4).tobytes()),
+        Tensor("F16", scales.shape, scales.astype("<f2").tobytes()),
+        scales,
+    )
+
+
 def pair(directory: Path, seed: int = 0, rows: int = 48, columns: int = 40) -> tuple[Path, Path]:
     """Write a base and its fine-tune with a tensor of every kind that the coder treats differently."""
     rng = np.random.default_rng(seed)
@@ -83,9 +100,26 @@ def pair(directory: Path, seed: int = 0, rows: int = 48, columns: int = 40) -> t
     for name, keep in (("kept", True), ("rescaled", False)):
         values = weights(rng, (rows, columns))
         after = tuned(rng, values, 1e-3)
+        if not keep:
+            after[:, 3] = 1.3 * np.abs(values).max(axis=1)  # which takes another scale
         old_codes, old[f"{name}.scale"], scales = quantised(values)
         new_codes, new[f"{name}.scale"], _ = quantised(after, scales if keep else None)
         codes[name] = old_codes, new_codes
+    for name, keep in (("packed.kept", True), ("packed.rescaled", False)):
+        values = weights(rng, (rows, 2 * columns))
+        after = tuned(rng, values, 2e-3)
+        if not keep:
+            after[:, ::columns] = 1.3 * np.abs(values).max(axis=1, keepdims=True)
+        old_codes, old[f"{name}.scale"], scales = packed(values, columns // 2)
+        new_codes, new[f"{name}.scale"], _ = packed(after, columns // 2, scales if keep else None)
+        codes[name] = old_codes, new_codes
+    wide = weights(rng, (3 * rows, 3 * columns))
+    moved = rng.standard_normal((3 * rows, 2)) @ rng.standard_normal((2, 3 * columns))
+    old["lowrank"] = encode(wide, "BF16")
+    new["lowrank"] = encode((wide + 1e-3 * moved).astype(np.float32), "BF16")
+    old_codes, old["lowrank.codes.scale"], scales = quantised(wide)
+    new_codes, new["lowrank.codes.scale"], _ = quantised(wide + 1e-3 * moved, scales)
+    codes["lowrank.codes"] = old_codes, new_codes
     for name, (before, after) in codes.items():
         old[name], new[name] = before, after
     old["same"] = new["same"] = encode(weights(rng, (rows, columns)), "BF16")

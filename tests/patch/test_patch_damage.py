@@ -169,7 +169,7 @@ def test_a_full_disk_is_called_that(models: Pair, tmp_path: Path, monkeypatch: p
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("autoglm.patch.decoder._Writer.write", refuse)
+    monkeypatch.setattr("autoglm.patch.application._Writer.put", refuse)
     fails(models.old, models.package, tmp_path / "x", DiskFullError)
 
 

@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 from autoglm.errors import PackageError
 from autoglm.patch import zstd
 from autoglm.patch.header import PREAMBLE, parse_header, write_header
-from autoglm.patch.package import BaseFile, Block, Dtype, Header, Mode, OutputFile, Plane, Segment
+from autoglm.patch.package import (
+    BaseFile,
+    Block,
+    Curve,
+    Dtype,
+    Header,
+    Mode,
+    OutputFile,
+    Plane,
+    Scales,
+    Segment,
+)
 
 HASH = "ab" * 32
 BLOCK = Block(30, 0, b"h" * 32)
@@ -35,8 +46,17 @@ PLANE = Plane("t", Dtype.I8, (8, 10), (DIFFERENCE,))
 CODED = Header(
     False, (BaseFile("m", 1000, HASH),), (TABLE,), (coded_file(PLANE),), (Block(30, 80, b"h" * 32),)
 )
-SCALED = replace(DIFFERENCE, mode=Mode.SCALED, base_scale=100)
+ROW_SCALES = Scales(Dtype.F16, 10, old=100, new=0)
+SCALED = replace(DIFFERENCE, mode=Mode.SCALED, scales=ROW_SCALES)
 SCALES = Plane("s", Dtype.F16, (8,), (Segment(Mode.SAME, 16, 0),))
+CURVE = Curve(rank=4, drop=3, limit=500, classes=77, slope=-300, bend=20, shift=-2)
+PREDICTED = replace(DIFFERENCE, mode=Mode.PREDICTED, top=9, curve=CURVE, factor_tables=b"\0")
+INLINE = Block(30, 80 + (8 + 10) * 4, b"h" * 32)
+# Too many elements for one block: the factors have their own.
+LARGE = Plane("t", Dtype.I8, (600, 1000), (replace(PREDICTED, length=600_000),))
+FACTORS = Block(40, (600 + 1000) * 4, b"f" * 32)
+HALVES = (Block(30, 1 << 19, b"h" * 32), Block(30, 600_000 - (1 << 19), b"h" * 32))
+RECORDS = Plane("q", Dtype.Q4_0, (2, 3), (Segment(Mode.DIFFERENCE, 108, 0),))
 
 
 def with_plane(plane: Plane) -> Header:
@@ -52,9 +72,43 @@ def scaled(**changes: object) -> Header:
     return replace(CODED, files=(OutputFile("m", 96, HASH, (SCALES, plane)),))
 
 
+def with_scales(**changes: object) -> Header:
+    return scaled(scales=replace(ROW_SCALES, **changes))  # pyright: ignore
+
+
+def predicted(**changes: object) -> Header:
+    plane = replace(PLANE, segments=(replace(PREDICTED, **changes),))  # pyright: ignore
+    return replace(with_plane(plane), blocks=(INLINE,))
+
+
+def large(*blocks: Block) -> Header:
+    return replace(with_plane(LARGE), base_files=(BaseFile("m", 1 << 20, HASH),), blocks=blocks)
+
+
+def with_curve(**changes: object) -> Header:
+    return predicted(curve=replace(CURVE, **changes))  # pyright: ignore
+
+
+def paired(dtype: Dtype = Dtype.U8, **changes: object) -> Header:
+    segment = replace(DIFFERENCE, mode=Mode.PAIRS, **changes)  # pyright: ignore
+    plane = replace(PLANE, dtype=dtype, segments=(segment,))
+    return replace(CODED, files=(OutputFile("m", 96, HASH, (SCALES, plane)),))
+
+
+def records(elements: int) -> Header:
+    return replace(with_plane(RECORDS), blocks=(Block(30, elements, b"h" * 32),))
+
+
 def test_a_header_survives_writing_and_reading() -> None:
     """What was written is read, with its length and hash."""
-    for header in (RAW, CODED, scaled()):
+    two = replace(CODED, files=tuple(replace(CODED.files[0], path=path) for path in "ab"))
+    shared = replace(two, tables=(TABLE, TABLE), blocks=CODED.blocks * 2)
+    written = (
+        *(RAW, CODED, scaled(), predicted(), paired(), paired(scales=ROW_SCALES), records(102), shared),
+        predicted(tables=bytes(72), factor_tables=bytes(64)),
+        large(FACTORS, *HALVES),
+    )
+    for header in written:
         read = parse_header(write_header(header))
         assert replace(read, length=0, sha256="") == header
 
@@ -91,15 +145,70 @@ HOSTILE: dict[str, Header] = {
     "an unknown table": with_segment(tables=b"\x01"),
     "too few contexts": with_segment(tables=b"\0\0"),
     "too many contexts": with_segment(tables=b"\0" * 20),
+    "more contexts than any mode has": with_segment(tables=b"\0" * 641),
     "no contexts": with_segment(tables=b""),
     "an exponent out of range": with_segment(top=256),
     "a type that is not coded": with_plane(replace(PLANE, dtype=Dtype.I64, shape=(10,))),
     "half an element": with_plane(
         Plane("t", Dtype.F16, (40,), (replace(DIFFERENCE, length=41), replace(DIFFERENCE, length=39)))
     ),
-    "scales made too late": scaled(new_scale=20),
-    "old scales outside the base": scaled(base_scale=985),
-    "scales that are codes": scaled(scale_dtype=Dtype.I8),
+    "scales made too late": with_scales(new=20),
+    "old scales outside the base": with_scales(old=985),
+    "scales that are codes": with_scales(dtype=Dtype.I8),
+    "groups that do not divide a row": with_scales(group=4),
+    "a group of nothing": with_scales(group=1 << 29),
+    "a scaled plane without scales": scaled(scales=None),
+    "factors without a block": large(*HALVES),
+    "a block of too few factors": large(replace(FACTORS, elements=6399), *HALVES),
+    "factors behind their elements": large(*HALVES, FACTORS),
+    "inline factors in a block of their own": replace(
+        predicted(), blocks=(Block(30, 72, b"f" * 32), *CODED.blocks)
+    ),
+    "elements without their inline factors": replace(predicted(), blocks=CODED.blocks),
+    "a predicted plane in two blocks": replace(
+        predicted(), blocks=(Block(30, 100, b"h" * 32), Block(30, 52, b"h" * 32))
+    ),
+    "no rank": with_curve(rank=0),
+    "too high a rank": with_curve(rank=65),
+    "no limit": with_curve(limit=0),
+    "too high a limit": with_curve(limit=32768),
+    "too wide a drop": with_curve(drop=32),
+    "too wide a shift": with_curve(shift=32),
+    "too steep a curve": with_curve(slope=65530, bend=6),
+    "too many classes": with_curve(classes=65536),
+    "a wrong number of factor contexts": predicted(factor_tables=b"\0\0"),
+    "an unknown factor table": predicted(factor_tables=b"\1"),
+    "too many factors": replace(
+        with_plane(Plane("t", Dtype.I8, (1 << 20, 4), (replace(PREDICTED, length=4 << 20),))),
+        base_files=(BaseFile("m", 4 << 20, HASH),),
+        blocks=(Block(40, ((1 << 20) + 4) * 4, b"f" * 32), *(Block(30, 1 << 19, b"h" * 32),) * 8),
+    ),
+    "predicted bytes": with_plane(Plane("t", Dtype.BYTES, (8, 10), (PREDICTED,))),
+    "predicted floats with scales": replace(
+        CODED,
+        files=(
+            OutputFile(
+                "m",
+                176,
+                HASH,
+                (
+                    SCALES,
+                    Plane(
+                        "t",
+                        Dtype.BF16,
+                        (8, 10),
+                        (replace(PREDICTED, length=160, scales=replace(ROW_SCALES, group=10)),),
+                    ),
+                ),
+            ),
+        ),
+        blocks=(INLINE,),
+    ),
+    "pairs of floats": paired(Dtype.F8_E4M3),
+    "a block that ends within a record": records(101),
+    "records that are scaled": replace(
+        records(102), files=(coded_file(replace(RECORDS, segments=(replace(SCALED, length=108),))),)
+    ),
     "scaled floats": with_plane(Plane("t", Dtype.F16, (4, 10), (replace(SCALED, tables=b"\0"),))),
     "a scaled part of a plane": with_plane(
         replace(PLANE, segments=(replace(SCALED, length=40), replace(SCALED, length=40)))
@@ -127,7 +236,7 @@ def test_a_header_that_breaks_a_rule_is_refused(rule: str) -> None:
         parse_header(write_header(HOSTILE[rule]))
 
 
-def packed(body: bytes, version: int = 1, reserved: int = 0, length: int | None = None) -> bytes:
+def packed(body: bytes, version: int = 2, reserved: int = 0, length: int | None = None) -> bytes:
     stored = zstd.compress(body)
     size = len(body) if length is None else length
     check = hashlib.sha256(stored).digest()[:8]
@@ -143,7 +252,7 @@ BODY = zstd.decompress(WRITTEN[PREAMBLE.size :], PREAMBLE.unpack(WRITTEN[: PREAM
     [
         b"",
         b"\x89WPATCH\n",
-        packed(BODY, version=2),
+        packed(BODY, version=1),
         packed(BODY, reserved=1),
         packed(BODY, length=len(BODY) + 1),
         packed(BODY, length=len(BODY) - 1),

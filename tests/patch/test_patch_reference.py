@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,17 @@ from hypothesis import strategies as st
 
 from autoglm import patch
 from autoglm.patch import core
-from autoglm.patch.package import Dtype, Mode, Part, Plane, Segment, num_contexts
+from autoglm.patch.package import (
+    Curve,
+    Dtype,
+    Mode,
+    Part,
+    Plane,
+    Scales,
+    Segment,
+    allowed,
+    num_contexts,
+)
 from autoglm.patch.tables import pool
 from patch import tensors
 from patch.conftest import Pair
@@ -30,7 +43,7 @@ def test_the_reference_reads_what_the_codec_writes(models: Pair) -> None:
 
 @pytest.mark.parametrize("name", ["patch", "full"])
 def test_golden_packages_still_decode(tmp_path: Path, name: str) -> None:
-    """Packages written by the first version of the format give the same bytes, by core and by reference."""
+    """Packages written when the format got its version give the same bytes, by core and by reference."""
     base = VECTORS / "old.safetensors" if name == "patch" else None
     digest = json.loads((VECTORS / "digests.json").read_text())["new.safetensors"]
     patch.apply(base, VECTORS / f"{name}.wpatch", tmp_path / "out")
@@ -46,48 +59,83 @@ def test_golden_packages_are_still_written(tmp_path: Path) -> None:
     assert first.tensors == second.tensors
 
 
-KINDS = [
-    (mode, dtype)
-    for mode in (Mode.FULL, Mode.DIFFERENCE, Mode.SCALED)
-    for dtype in (Dtype.I8, Dtype.U8, Dtype.F8_E4M3, Dtype.F8_E5M2, Dtype.F16, Dtype.BF16, Dtype.F32)
-    if mode is not Mode.SCALED or dtype is Dtype.I8
-]
+KINDS = [(mode, dtype) for mode in Mode if mode.coded for dtype in Dtype if allowed(mode, dtype)]
+COLUMNS = 6
 
 
-@settings(max_examples=150, deadline=None)
+def factors_of(rng: random.Random, rows: int, rank: int) -> core.Factors:
+    factors = core.new_factors(rows, COLUMNS, rank)
+    even = rank + rank % 2
+    left = [2 * (row * even + k) for row in range(rows) for k in range(rank)]
+    right = [2 * ((k // 2 * COLUMNS + column) * 2 + k % 2) for column in range(COLUMNS) for k in range(rank)]
+    for numbers, places in ((factors.left, left), (factors.right, right)):
+        for at in places:
+            numbers[at : at + 2] = rng.randint(-2047, 2047).to_bytes(2, sys.byteorder, signed=True)
+    return factors
+
+
+CURVES = st.builds(
+    lambda rank, drop, limit, classes, slope, part, shift: Curve(
+        rank, drop, limit, classes, slope, int(part * (65535 - abs(slope))), shift
+    ),
+    *(st.sampled_from([1, 2, 5]), st.integers(0, 31), st.integers(1, 32767), st.integers(0, 65535)),
+    *(st.integers(-65535, 65535), st.floats(-1, 1), st.integers(-31, 31)),
+)
+
+
+@settings(max_examples=200, deadline=None)
 @given(data=st.data(), kind=st.sampled_from(KINDS), start=st.integers(0, 11), count=st.integers(1, 40))
 def test_core_and_reference_agree_on_arbitrary_blocks(
     data: st.DataObject, kind: tuple[Mode, Dtype], start: int, count: int
 ) -> None:
-    """Any elements against any base, any scales, any top exponent, from any place in a row."""
+    """Any elements against any base, scales, factors and top exponent, from any place in a row."""
     mode, dtype = kind
-    columns, size = 7, dtype.size
-    rows = -(-(start + count) // columns)
-    total = rows * columns * size
-    old, new, after = (data.draw(st.binary(min_size=n, max_size=n)) for n in (total, total, 4 * rows))
-    before = data.draw(st.binary(min_size=4 * rows, max_size=4 * rows))
-    scale = data.draw(st.sampled_from([Dtype.F16, Dtype.BF16, Dtype.F32]))
-    width = scale.size * rows
-    top = data.draw(st.integers(0, 255))
-    segment = Segment(mode, total, 0, top=top, scale_dtype=scale, base_scale=total)
-    plane = Plane("t", dtype, (rows, columns), (segment,))
+    count = min(count, 3) if dtype.is_record else count
+    size, start = dtype.size, 0 if mode is Mode.PREDICTED else start
+    rows = -(-(start + count) // COLUMNS)
+    count = rows * COLUMNS if mode is Mode.PREDICTED else count
+    total = rows * COLUMNS * size
+    old, new = (data.draw(st.binary(min_size=total, max_size=total)) for _ in range(2))
+    before, after = (data.draw(st.binary(min_size=8 * rows, max_size=8 * rows)) for _ in range(2))
+    scales, curve, factors = None, None, None
+    if mode is Mode.SCALED or (mode > Mode.SCALED and size == 1 and data.draw(st.booleans())):
+        group = COLUMNS if mode is Mode.PREDICTED else data.draw(st.sampled_from([COLUMNS, COLUMNS // 2]))
+        scales = Scales(data.draw(st.sampled_from([Dtype.F16, Dtype.BF16, Dtype.F32])), group, total, 0)
+    if mode is Mode.PREDICTED:
+        scales = scales if dtype is Dtype.I8 else None
+        curve = data.draw(CURVES)
+        factors = factors_of(data.draw(st.randoms(use_true_random=False)), rows, curve.rank)
+    top = data.draw(st.integers(0, 255)) if mode is not Mode.FULL else core.top_exponent(dtype, new)
+    segment = Segment(
+        mode, total, 0, top=top, scales=scales, curve=curve, factor_tables=b"\0" if curve else b""
+    )
+    plane = Plane("t", dtype, (rows, COLUMNS), (segment,))
     part = Part(plane, segment, start, count, 0)
-    given_ = core.Inputs() if mode is Mode.FULL else core.Inputs(old[start * size :][: count * size])
-    if mode is Mode.SCALED:
-        first, past = part.rows
-        cut = slice(first * scale.size, past * scale.size)
-        given_ = core.Inputs(given_.base, before[:width][cut], after[:width][cut])
-    elements = new[start * size :][: count * size]
-    histogram = core.new_histogram(mode, dtype)
+    width = scales.dtype.size if scales else 0
+    needed = slice(part.groups[0] * width, part.groups[1] * width)
+    base = b"" if mode is Mode.FULL else old[start * size :][: part.size]
+    given_ = core.Inputs(base, before[needed], after[needed], factors)
+    elements = new[start * size :][: part.size]
+    histogram = core.new_histogram(num_contexts(mode, dtype))
     core.count_tokens(part, given_, elements, histogram)
-    counts = np.array(histogram, np.int64).reshape(num_contexts(mode, dtype), 64)
-    found = pool([counts])
-    segment = Segment(mode, total, 0, top=top, tables=found.maps[0], scale_dtype=scale, base_scale=total)
-    part = Part(plane, segment, start, count, 0)
+    counts = [np.array(histogram, np.int64).reshape(num_contexts(mode, dtype), 64)]
+    if factors:
+        counts.append(np.array(core.count_factors(factors), np.int64).reshape(64, 64))
+    found = pool(counts)
+    segment = replace(segment, tables=found.maps[0], factor_tables=found.maps[-1] if factors else b"")
+    part = Part(replace(plane, segments=(segment,)), segment, start, count, 0)
     block = core.encode_block(found.tables, [part], [given_], [elements])
-    assert core.decode_block(core.decoding_tables(found.tables), block, [part], [given_]) == elements
+    if factors:
+        empty = core.new_factors(rows, COLUMNS, factors.rank)
+        made = core.decode_block(
+            core.decoding_tables(found.tables), block, [part], [replace(given_, factors=empty)]
+        )
+        assert (empty.left, empty.right) == (factors.left, factors.right)
+    else:
+        made = core.decode_block(core.decoding_tables(found.tables), block, [part], [given_])
+    assert made == elements
     reader = BlockReader(found.tables, block)
-    assert decode_part(reader, part, old + before[:width], after[:width]) == elements
+    assert decode_part(reader, part, old + before, after) == elements
     reader.close()
 
 

@@ -48,12 +48,14 @@ def test_releases_come_back_with_all_their_files(releases: Pair, tmp_path: Path)
 
 
 def test_every_mode_is_used_where_it_belongs(models: Pair) -> None:
-    """Kept scales are differenced, recomputed ones predicted, new rows coded in full, other types raw."""
+    """Each mode is found where it saves most: by scales, factors or pairs, against the base, without it."""
     modes = {tensor.name: tensor.mode for tensor in patch.inspect(models.package).tensors}
     assert modes["same"] == "same"
     assert modes["kept"] == "difference"
     assert modes["kept.scale"] == "same"
     assert modes["rescaled"] == "scaled"
+    assert modes["packed.rescaled"] == "pairs"
+    assert modes["lowrank"] == modes["lowrank.codes"] == "predicted"
     assert modes["grown"] == "difference+full"
     assert modes["added"] == "full"
     assert modes["BF16.weight"] == modes["F16.weight"] == modes["F32.weight"] == "difference"

@@ -138,16 +138,20 @@ def test_one_sided_answers_are_trained_ones_with_a_held_out_partner() -> None:
 
 
 def test_changed_codes_are_counted_by_part(tmp_path: Path) -> None:
-    """The share of changed codes and their entropy are exact, for each block and in all."""
+    """The shares of changed codes and scales and the entropy are exact, for each block and in all."""
     rng = random.Random(0)
     old = torch.tensor([[rng.randint(-100, 100) for _ in range(50)] for _ in range(20)], dtype=torch.int8)
     new = old.clone()
     new[:10] += 1
     for name, codes in (("old", old), ("new", new)):
         (tmp_path / name).mkdir()
-        tensors = {"blocks.0.qkv.weight": codes, "table.weight": old.clone(), "norm.weight": torch.ones(3)}
+        scales = torch.ones(20, dtype=torch.float16)
+        tensors = {"blocks.0.qkv.weight": codes, "blocks.0.qkv.weight.scale": scales.clone()}
+        scales[:5] += name == "new"
+        tensors |= {"table.weight": old.clone(), "table.weight.scale": scales, "norm.weight": torch.ones(3)}
         save_file(tensors, tmp_path / name / "model.safetensors")
     changes = compare_codes(tmp_path / "old", tmp_path / "new")
     assert set(changes) == {"blocks.0", "table", "all"}
     assert (changes["blocks.0"].changed, changes["blocks.0"].entropy_bits) == (0.5, 1.0)
     assert (changes["table"].changed, changes["all"].changed) == (0.0, 0.25)
+    assert [changes[part].rescaled for part in ("blocks.0", "table", "all")] == [0.0, 0.25, 0.125]

@@ -16,9 +16,20 @@ import torch
 from autoglm.errors import ConfigError, EngineError, HealthError
 from autoglm.model.config import NANO, AudioConfig, ImageConfig
 from autoglm.training.actions import ALL_LABELS, APPS, NEW_APPS
+from autoglm.training.adapter import AdapterConfig, extract
 from autoglm.training.plot import plot_curve, read_curve
 from autoglm.training.quantize import as_release, health_check, quantize_run
-from autoglm.training.recipe import JOINT, LABELS, LOOK_UP, RECIPES, UPDATE, Recipe, Stage, recipe_named
+from autoglm.training.recipe import (
+    JOINT,
+    LABELS,
+    LOOK_UP,
+    RECIPES,
+    UPDATE,
+    Recipe,
+    Stage,
+    adapter_recipe,
+    recipe_named,
+)
 from autoglm.training.speech import Clip
 from autoglm.training.trainer import Trainer
 from autoglm.training.vocabulary import build_tokenizer
@@ -155,6 +166,62 @@ def test_a_fine_tune_changes_only_the_rows_of_tokens_that_are_news(make) -> None
     assert bool(moved[[tuned.tokenizer.encode(label)[0] for label in NEW_APPS]].all())
     assert not bool(moved[[tuned.tokenizer.encode(label)[0] for label in APPS[:20]]].all())
     assert 0 < int(moved.sum()) < len(moved) // 2
+
+
+def adapter_run(steps: int) -> Recipe:
+    recipe = adapter_recipe("v1.3")
+    return dataclasses.replace(recipe, stages=tuple(small(stage, steps) for stage in recipe.stages))
+
+
+def test_an_adapter_is_all_that_its_run_changes(make) -> None:
+    """With an adapter every weight of the base keeps its bits, and the adapter learns beside every block."""
+    base = {name: value.clone() for name, value in make(name="base").model.state_dict().items()}
+    run = make(adapter_run(6), start=base, adapter=AdapterConfig(2, 4.0))
+    run.run()
+    trained = run.model.state_dict()
+    for name, value in base.items():
+        assert torch.equal(trained[re.sub(r"\.(qkv|out|gate_up|down)\.", r".\1.base.", name)], value), name
+    factors = extract(run.model, AdapterConfig(2, 4.0)).factors
+    assert len(factors) == 4 * TINY.num_layers
+    assert all(bool(each.b.any()) for each in factors.values())
+
+
+def test_a_killed_adapter_run_goes_on_as_if_nothing_had_happened(make) -> None:
+    """An adapter resumed from a checkpoint is the adapter of a run that was never stopped."""
+    base = {name: value.clone() for name, value in make(name="base").model.state_dict().items()}
+    options = {"start": base, "adapter": AdapterConfig(2, 4.0)}
+
+    def kill(stage: Stage, step: int, measures: dict[str, float]) -> None:
+        if step == 3:
+            stopped.save()
+            raise KilledError
+
+    whole, stopped = make(adapter_run(5), name="whole", **options), make(adapter_run(5), **options)
+    whole.run()
+    with pytest.raises(KilledError):
+        stopped.run(kill)
+    resumed = make(adapter_run(5), **options)
+    assert resumed.step == 3
+    resumed.run()
+    theirs = extract(resumed.model, AdapterConfig(2, 4.0)).factors
+    for name, factors in extract(whole.model, AdapterConfig(2, 4.0)).factors.items():
+        assert torch.equal(factors.delta, theirs[name].delta), name
+
+
+def test_a_run_directory_belongs_to_one_adapter(make) -> None:
+    """A run with another rank, or without an adapter, does not go on from an adapter's checkpoint."""
+    base = make(name="base").model.state_dict()
+    make(adapter_run(5), start=base, adapter=AdapterConfig(2, 4.0)).save()
+    for other in (AdapterConfig(3, 4.0), None):
+        with pytest.raises(ConfigError, match="another run"):
+            make(adapter_run(5), start=base, adapter=other)
+
+
+def test_an_adapter_needs_something_to_adapt() -> None:
+    """The adapter's recipe follows that of a fine-tune; a fresh start has none."""
+    assert adapter_recipe("v1.3").base == "v1.2"
+    with pytest.raises(ConfigError, match="follows a release"):
+        adapter_recipe("v1.2")
 
 
 def test_the_curve_is_kept_and_drawn(make, tmp_path: Path) -> None:

@@ -21,6 +21,9 @@ def command(
     full: Annotated[
         Path | None, typer.Option(help="Pack this with nothing to start from, instead of OLD NEW.")
     ] = None,
+    hint: Annotated[
+        Path | None, typer.Option(help="The factors that `autoglm model merge` wrote beside NEW.")
+    ] = None,
     threads: Annotated[int, typer.Option(help="Blocks coded at a time.", min=1, max=256)] = 1,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing package.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -31,7 +34,9 @@ def command(
 
       autoglm diff releases/v1.2 releases/v1.3 -o v1.3.wpatch
 
-      autoglm diff old.safetensors new.safetensors -o new.wpatch --threads 4
+      autoglm diff old.gguf new.gguf -o new.wpatch --threads 4
+
+      autoglm diff releases/v1.3 releases/v1.4 -o v1.4.wpatch --hint releases/v1.4.factors.safetensors
 
       autoglm diff --full releases/v1.2 -o v1.2.wpatch
     """
@@ -40,7 +45,7 @@ def command(
 
     base, target, package = _places(old, new, output, full, force)
     with progress_bar(f"diff {target.name}", quiet=as_json) as progress:
-        report = patch.diff(base, target, package, threads=threads, progress=progress)
+        report = patch.diff(base, target, package, hint=hint, threads=threads, progress=progress)
     if as_json:
         print_json({"package": str(package), **asdict(report)})
     else:

@@ -52,11 +52,13 @@ def _show(package: Path, info: PackageInfo) -> None:
         (
             tensor.name,
             f"{tensor.dtype} {'x'.join(map(str, tensor.shape))}",
-            tensor.mode,
+            f"{tensor.mode}, rank {tensor.rank}" if tensor.rank else tensor.mode,
             as_bytes(tensor.package_bytes),
             f"{tensor.package_bytes / tensor.bytes:.1%}" if tensor.bytes else "-",
+            as_bytes(tensor.entropy_bytes),
             f"{tensor.changed:.1%}",
         )
         for tensor in info.tensors
     ]
-    print_table(("tensor", "type", "mode", "bytes", "of size", "changed"), rows, empty="it holds no tensors")
+    columns = ("tensor", "type", "mode", "bytes", "of size", "entropy", "changed")
+    print_table(columns, rows, empty="it holds no tensors")

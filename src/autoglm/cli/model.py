@@ -1,4 +1,4 @@
-"""``autoglm model``: train, quantise, evaluate and size models."""
+"""``autoglm model``: train, quantise, merge, evaluate and size models."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from autoglm.cli.merging import merge
+
 if TYPE_CHECKING:
     from autoglm.training.evaluate import Score
+    from autoglm.training.quantize import Change
+    from autoglm.training.retention import Retention
     from autoglm.training.trainer import Trainer
 
-app = typer.Typer(help="Train, quantise, evaluate and size models.", no_args_is_help=True)
+app = typer.Typer(help="Train, quantise, merge, evaluate and size models.", no_args_is_help=True)
+app.command("merge")(merge)
 
 
 @app.callback()
 def _group() -> None:
-    """Train, quantise, evaluate and size models."""
+    """Train, quantise, merge, evaluate and size models."""
 
 
 @app.command("train")
@@ -24,6 +29,9 @@ def train(
     recipe: Annotated[str, typer.Argument(help="v1.2, v1.3 or overfit.")],
     run: Annotated[Path | None, typer.Option(help="The run's directory; runs/RECIPE if not given.")] = None,
     base: Annotated[Path | None, typer.Option(help="The release that a fine-tune starts from.")] = None,
+    adapter: Annotated[
+        int | None, typer.Option(help="Train an adapter of this rank, and no other weight.", min=1, max=64)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of all randomness.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1, max=256)] = 1,
 ) -> None:
@@ -34,24 +42,30 @@ def train(
       autoglm model train v1.2
 
       autoglm model train v1.3 --base runs/releases/v1.2
+
+      autoglm model train v1.3 --base runs/releases/v1.2 --adapter 8
     """
     from autoglm.model.config import NANO
     from autoglm.model.weights import TOKENIZER_NAME, WEIGHTS_NAME, read_weights
+    from autoglm.training.adapter import AdapterConfig, extract, write_adapter
     from autoglm.training.plot import plot_curve
-    from autoglm.training.recipe import recipe_named
+    from autoglm.training.recipe import adapter_recipe, recipe_named
     from autoglm.training.threads import use_threads
     from autoglm.training.trainer import Trainer
 
     use_threads(threads)
-    chosen = recipe_named(recipe)
-    directory = run or Path("runs") / recipe
+    chosen = recipe_named(recipe) if adapter is None else adapter_recipe(recipe)
+    settings = None if adapter is None else AdapterConfig(adapter, alpha=2 * adapter)
+    directory = run or Path("runs") / (recipe if adapter is None else f"{recipe}-adapter")
     start, tokenizer = None, None
     if base is not None:
         start = read_weights(base / WEIGHTS_NAME, NANO)
         tokenizer = (base / TOKENIZER_NAME).read_text()
-    trainer = Trainer(directory, chosen, seed=seed, start=start, tokenizer=tokenizer)
+    trainer = Trainer(directory, chosen, seed=seed, start=start, tokenizer=tokenizer, adapter=settings)
     _run_with_bar(trainer)
     plot_curve(directory, directory / "curve.png")
+    if settings is not None:
+        write_adapter(directory / "adapter", extract(trainer.model, settings))
     print(f"{recipe} is trained, {trainer.seconds / 60:.1f} minutes in all: {directory}")
 
 
@@ -83,8 +97,18 @@ def quantize(
     output: Annotated[Path, typer.Option("-o", "--output", help="The release directory to write.")],
     version: Annotated[str, typer.Option(help="v1.2 or v1.3.")],
     base: Annotated[Path | None, typer.Option(help="The release it follows; its scales are kept.")] = None,
+    bits: Annotated[int, typer.Option(help="8, or 4 for the blocks' matrices.", min=4, max=8)] = 8,
+    group: Annotated[int, typer.Option(help="With 4 bits: columns that share a scale.", min=2)] = 64,
+    base_run: Annotated[
+        Path | None, typer.Option(help="The run that the fine-tune began with, where that was not the base.")
+    ] = None,
+    no_retention: Annotated[
+        bool, typer.Option("--no-retention", help="With a base: do not measure what is kept.")
+    ] = False,
+    threads: Annotated[int, typer.Option(help="CPU threads.", min=1, max=256)] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Turn a run into a release directory: INT8, manifest, self-test; refused if the self-test fails.
+    """Turn a run into a release directory: INT8 or INT4, manifest, self-test; refused if the self-test fails.
 
     Examples:
 
@@ -92,21 +116,43 @@ def quantize(
 
       autoglm model quantize runs/v1.3 --version v1.3 --base runs/releases/v1.2 -o runs/releases/v1.3
     """
-    from autoglm.cli.output import as_bytes, print_table
-    from autoglm.training.quantize import as_release, compare_codes, quantize_run
+    from dataclasses import asdict
 
-    manifest = quantize_run(run, output, as_release(version), base=base)
-    print(f"{output}: {manifest.folder}, {as_bytes(sum(file.size for file in manifest.files))}")
-    if base is not None:
-        changes = compare_codes(base, output)
-        print_table(
-            ("part", "codes changed", "bits a code", "saturated"),
-            [
-                (part, f"{c.changed:.1%}", f"{c.entropy_bits:.2f}", f"{c.saturated:.3%}")
-                for part, c in changes.items()
-            ],
-            empty="",
-        )
+    from autoglm.cli.merging import held_out_loss
+    from autoglm.cli.output import as_bytes, print_json
+    from autoglm.training.quantize import as_bits, as_release, compare_codes, measure_retention, quantize_run
+    from autoglm.training.threads import use_threads
+
+    use_threads(threads)
+    manifest = quantize_run(run, output, as_release(version), base=base, bits=as_bits(bits), group=group)
+    changes = compare_codes(base, output) if base is not None else {}
+    kept: Retention | None = None
+    if base is not None and not no_retention:
+        evaluate = held_out_loss(output, version, new_labels=True)
+        kept = measure_retention(run, output, base, evaluate, base_run=base_run)
+    if as_json:
+        report = {"release": str(output), "bytes": manifest.total_bytes}
+        parts = {part: asdict(change) for part, change in changes.items()}
+        print_json({**report, "parts": parts, "retention": None if kept is None else kept.to_dict()})
+    else:
+        print(f"{output}: {manifest.folder}, {as_bytes(manifest.total_bytes)}")
+        _print_changes(changes, kept)
+
+
+def _print_changes(changes: dict[str, Change], kept: Retention | None) -> None:
+    """Print how far the codes moved from the base's, and how much of the update they hold."""
+    from autoglm.cli.merging import print_retention
+    from autoglm.cli.output import print_table
+
+    columns = ("part", "codes changed", "bits a code", "saturated", "scales replaced")
+    if changes:
+        rows = [
+            (part, f"{c.changed:.1%}", f"{c.entropy_bits:.2f}", f"{c.saturated:.3%}", f"{c.rescaled:.1%}")
+            for part, c in changes.items()
+        ]
+        print_table(columns, rows, empty="")
+    if kept is not None:
+        print_retention([("the fine-tune in floats", kept)])
 
 
 @app.command("eval")

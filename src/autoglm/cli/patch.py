@@ -15,6 +15,12 @@ def command(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="What to make; must not exist.")
     ] = None,
+    partial: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep unfinished work in this folder, and continue what an earlier run left there."
+        ),
+    ] = None,
     threads: Annotated[int, typer.Option(help="Blocks decoded at a time.", min=1, max=256)] = 1,
     link: Annotated[
         bool, typer.Option("--link", help="Make files that did not change hard links to OLD's.")
@@ -28,6 +34,8 @@ def command(
       autoglm patch releases/v1.2 v1.3.wpatch -o releases/v1.3
 
       autoglm patch - v1.2.wpatch -o releases/v1.2
+
+      autoglm patch old.gguf new.wpatch -o new.gguf --partial .unfinished
     """
     from autoglm import patch
     from autoglm.cli.output import as_bytes, print_json, progress_bar
@@ -37,7 +45,13 @@ def command(
         raise ConfigError("name what to make: -o NEW")
     base = None if str(old) == "-" else old
     with progress_bar(f"patch {output.name}", quiet=as_json) as progress:
-        report = patch.apply(base, package, output, link_unchanged=link, threads=threads, progress=progress)
+        report = patch.apply(
+            *(base, package, output),
+            partial=partial,
+            link_unchanged=link,
+            threads=threads,
+            progress=progress,
+        )
     if as_json:
         print_json({"output": str(output), **asdict(report)})
     else:

@@ -51,7 +51,13 @@ def install(
     files.remove(out)
     base = None if pin.full else device.slots.active
     _require_room_to_apply(device, package)
-    patch.apply(base, package, out, header=pin.header, link_unchanged=True, progress=progress)
+    patch.apply(
+        *(base, package, out),
+        header=pin.header,
+        partial=staging / "partial",
+        link_unchanged=True,
+        progress=progress,
+    )
     manifest = Manifest.read(out)
     _accept(device, offer, manifest)
     manifest.verify(out)

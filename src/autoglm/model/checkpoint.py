@@ -43,6 +43,7 @@ def write_release(
     state: Mapping[str, Tensor],
     health: HealthCheck,
     scales: Mapping[str, Tensor] | None = None,
+    int4_group: int = 0,
     **names: Any,
 ) -> Manifest:
     """Write a whole release directory to the free name ``target``, durably, and return its manifest.
@@ -51,15 +52,17 @@ def write_release(
         target: must not exist.
         config: the model's sizes.
         tokenizer: the text of tokenizer.json.
-        state: the model's state dictionary; matrices are quantised to INT8.
+        state: the model's state dictionary; matrices are stored as codes.
         health: the self-test.
-        scales: row scales to keep, such as the previous release's.
+        scales: scales to keep, such as the previous release's.
+        int4_group: store the blocks' matrices in INT4 with a scale for so many columns; 0: all in INT8.
         names: model, variant, name, version, counter and further fields of the manifest.
 
     Raises:
         StorageError: ``target`` is not free, or the disk refused.
         ManifestError: a name breaks the rules.
         EngineError: a weight is not finite.
+        ConfigError: a matrix does not divide into INT4 groups.
     """
     make_directory(target.parent)
     with tempfile.TemporaryDirectory(prefix=".tmp-release-", dir=target.parent) as scratch:
@@ -68,7 +71,7 @@ def write_release(
         write_durably(directory / CONFIG_NAME, config.to_json().encode())
         write_durably(directory / TOKENIZER_NAME, tokenizer.encode())
         write_durably(directory / HEALTH_NAME, health.to_bytes())
-        save_weights(directory / WEIGHTS_NAME, state, scales)
+        save_weights(directory / WEIGHTS_NAME, state, scales, int4_group=int4_group)
         manifest = Manifest.of_directory(directory, **names)
         write_durably(directory / MANIFEST_NAME, manifest.to_bytes())
         publish_tree(directory, target)

@@ -1,9 +1,9 @@
 """Weights on disk: a release directory in, a running model out; and the other way round.
 
-A matrix is stored as ``name`` (int8, rows x columns) with ``name.scale`` (float16, one a row); a
-convolution's kernel is a matrix with one row an output channel. Everything else is stored as floats. Reading
-checks every name, shape, type and value before a model is built: a release that is damaged in any way
-raises, and never runs.
+A matrix is stored as the codes ``name`` with the scales ``name.scale``: INT8 by row or, in the blocks, INT4
+by group (:mod:`autoglm.model.codes`); a convolution's kernel is a matrix with one row an output channel.
+Everything else is stored as floats. Reading multiplies the codes out, and checks every name, shape, type and
+value before a model is built: a release that is damaged in any way raises, and never runs.
 
     >>> loaded = load_release(Path("autoglm-phone-nano-v1.2"))           # doctest: +SKIP
     >>> loaded.model.logits(...)                                         # doctest: +SKIP
@@ -20,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from autoglm.errors import EngineError, FormatError
+from autoglm.errors import ConfigError, EngineError, FormatError
 from autoglm.files import write_durably
+from autoglm.model.codes import multiply_out, quantize_groups, quantize_rows, scales_fit, unpack
 from autoglm.model.config import MAX_CONFIG_BYTES, ModelConfig
 from autoglm.model.network import PhoneModel
 from autoglm.model.prompt import Processor
@@ -99,12 +100,12 @@ def expected_tensors(config: ModelConfig) -> dict[str, torch.Size]:
 
 
 def is_matrix(name: str, shape: Sequence[int]) -> bool:
-    """Tell whether a tensor is stored in INT8; vectors and the modality vectors stay floats."""
+    """Tell whether a tensor is stored as codes; vectors and the modality vectors stay floats."""
     return len(shape) > 1 and not name.startswith("modality.")
 
 
 def read_weights(path: Path, config: ModelConfig, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Read and check all weights, INT8 ones multiplied out.
+    """Read and check all weights, codes multiplied out.
 
     Raises:
         FormatError: the file is missing or is not safetensors.
@@ -146,76 +147,108 @@ def _restore(
             )
         value = stored.to(dtype)
     else:
-        rows_fit = scale.shape == (matrix[0],) and stored.shape == matrix
-        if stored.dtype != torch.int8 or scale.dtype != torch.float16 or not rows_fit:
+        if not scales_fit(stored, scale, *matrix):
             raise EngineError(
-                f"weight {name!r} is not int8 {tuple(matrix)} with float16 scales ({matrix[0]},)"
+                f"weight {name!r} is not {tuple(matrix)} as int8 or packed int4 with float16 scales that fit"
             )
-        value = (stored.to(torch.float32) * scale.to(torch.float32)[:, None]).to(dtype)
+        codes = unpack(stored) if stored.dtype == torch.uint8 else stored
+        value = multiply_out(codes, scale).to(dtype)
     if not bool(torch.isfinite(value).all()):
         raise EngineError(f"weight {name!r} holds values that are not finite")
     return value.reshape(shape).contiguous()
 
 
-def quantize_rows(weight: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Quantise a weight to INT8, symmetric, one scale a row.
-
-    Args:
-        weight: (rows, ...), any float type.
-        scale: (rows,) float16 to keep, such as the previous release's; values beyond it saturate.
-
-    Returns:
-        Codes (rows, columns) int8 in -127..127 and scales (rows,) float16.
-    """
-    rows = weight.detach().to(torch.float32).flatten(1)
-    if scale is None:
-        # Rounded up to the next float16, so that the largest value stays within 127 codes.
-        scale = torch.clamp(rows.abs().amax(1) / 127 * (1 + 2**-11), min=2**-20).to(torch.float16)
-    codes = (rows / scale.to(torch.float32)[:, None]).round().clamp(-127, 127)
-    return codes.to(torch.int8), scale
-
-
 def stored_tensors(
-    state: Mapping[str, Tensor], scales: Mapping[str, Tensor] | None = None
+    state: Mapping[str, Tensor], scales: Mapping[str, Tensor] | None = None, *, int4_group: int = 0
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors as they are stored: INT8 codes and scales, and float16 for the rest.
+    """Yield the tensors as they are stored: codes and scales, and float16 for the rest.
 
     Args:
         state: a model's state dictionary.
-        scales: scales to keep by weight name; a weight without one gets its own.
+        scales: scales to keep by weight name, which say how the weight is stored too; a weight without one
+            gets its own.
+        int4_group: store the blocks' matrices without kept scales in INT4, with a scale for so many columns;
+            0 stores all in INT8.
+
+    Raises:
+        ConfigError: a row cannot be divided into such groups.
     """
     for name, tensor in state.items():
         if name.endswith(_BOOKKEEPING):
             continue
         if is_matrix(name, tensor.shape):
-            codes, scale = quantize_rows(tensor, None if scales is None else scales.get(name))
+            kept = None if scales is None else scales.get(name)
+            codes, scale = _quantize(name, tensor, kept, int4_group)
             yield name, codes
             yield name + SCALE_SUFFIX, scale
         else:
             yield name, tensor.detach().to(torch.float16)
 
 
-def save_weights(path: Path, state: Mapping[str, Tensor], scales: Mapping[str, Tensor] | None = None) -> None:
-    """Write ``model.safetensors`` with INT8 matrices, durably.
+def _quantize(name: str, tensor: Tensor, kept: Tensor | None, int4_group: int) -> tuple[Tensor, Tensor]:
+    columns = tensor.shape[1:].numel()
+    if kept is not None and (len(kept) != len(tensor) or (kept.dim() > 1 and columns % kept.shape[1])):
+        raise ConfigError(f"the scales to keep of {name!r} are those of another shape")
+    group = (0 if kept.dim() == 1 else columns // kept.shape[1]) if kept is not None else int4_group
+    if not group or not name.startswith("blocks."):
+        return quantize_rows(tensor, kept)
+    if columns % group or columns % 2:
+        raise ConfigError(f"{name!r} has {columns} columns: they do not divide into groups of {group}")
+    return quantize_groups(tensor, group, kept)
+
+
+def save_weights(
+    path: Path,
+    state: Mapping[str, Tensor],
+    scales: Mapping[str, Tensor] | None = None,
+    *,
+    int4_group: int = 0,
+) -> None:
+    """Write ``model.safetensors`` with its matrices as codes, durably.
 
     Args:
         path: the file.
         state: a model's state dictionary.
         scales: scales to keep, by weight name.
+        int4_group: as in :func:`stored_tensors`.
+
+    Raises:
+        EngineError: a value is not finite.
+        ConfigError: a row cannot be divided into such groups.
+        StorageError: the disk refused.
+    """
+    stored = stored_tensors(state, scales, int4_group=int4_group)
+    write_stored(path, {name: tensor.contiguous().cpu() for name, tensor in stored})
+
+
+def write_stored(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as they are stored, durably.
 
     Raises:
         EngineError: a value is not finite.
         StorageError: the disk refused.
     """
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in stored_tensors(state, scales)}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise EngineError(f"weight {name!r} holds values that are not finite; it was not saved")
-    write_durably(path, save(tensors))
+    write_durably(path, save(dict(tensors)))
+
+
+def read_stored(path: Path) -> dict[str, Tensor]:
+    """Return all tensors of a weights file as they are stored: codes, scales and floats.
+
+    Raises:
+        FormatError: the file is missing or is not safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FormatError(f"{path} is not a readable safetensors file: {str(error)[:200]}") from error
 
 
 def read_scales(path: Path) -> dict[str, Tensor]:
-    """Return the row scales in a weights file, by weight name.
+    """Return the scales in a weights file, by weight name.
 
     Raises:
         FormatError: the file is missing or is not safetensors.

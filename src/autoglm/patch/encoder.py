@@ -18,24 +18,31 @@ from typing import IO
 
 from autoglm.errors import ConfigError
 from autoglm.files import CHUNK_BYTES, durable_file, storage_error
-from autoglm.patch import core, planner, zstd
+from autoglm.patch import core, zstd
+from autoglm.patch.choice import factor_raw_bits, inputs_of, raw_bits
 from autoglm.patch.header import parse_header, write_header
+from autoglm.patch.hints import read_hints
+from autoglm.patch.matching import match_spans, read_layouts
 from autoglm.patch.package import (
-    MAX_BLOCK_ELEMENTS,
+    MAX_BLOCK_TOKENS,
     BaseFile,
     Block,
     Header,
     Mode,
+    Need,
     OutputFile,
     Segment,
+    is_inline,
+    num_factors,
+    num_tokens,
     schedule,
     segments_of,
     with_segments,
 )
 from autoglm.patch.parallel import in_order
-from autoglm.patch.planner import PlannedFile
+from autoglm.patch.planner import PlannedFile, plan_file
 from autoglm.patch.sources import Source, opened, read_at, read_sources
-from autoglm.patch.tables import pool
+from autoglm.patch.tables import conditional_entropy, pool
 
 Progress = Callable[[int, int], None]
 
@@ -68,6 +75,7 @@ def diff(
     new: Path,
     out: Path,
     *,
+    hint: Path | None = None,
     threads: int = 1,
     progress: Progress | None = None,
 ) -> DiffReport:
@@ -77,11 +85,13 @@ def diff(
         base: a file or a directory, of the same kind as ``new``; None makes a full package.
         new: what the package shall make; symbolic links are refused.
         out: the package's name; what is there is replaced.
+        hint: the factors of a merged adapter, which ``autoglm model merge`` wrote beside ``new``.
         threads: blocks coded at a time; the package does not depend on it.
         progress: called with (work done, work to do), in bytes of ``new`` looked at, twice over.
 
     Raises:
         ConfigError: ``base`` or ``new`` is missing, of the wrong kind, or not to be carried.
+        PackageError: ``hint`` holds no factors.
         IntegrityError: a file changed while it was read.
         DiskFullError: no room.
         StorageError: the disk refused something else.
@@ -94,15 +104,16 @@ def diff(
     work = _Work(2 * sum(source.size for source in sources), progress)
     single = new.is_file()
     planned: list[PlannedFile] = []
-    for source in sources:
-        index = 0 if single and bases else planner.match(source, bases)
-        planned.append(planner.plan_file(source, bases, index, threads, work.advance))
+    layouts, base_layouts = read_layouts(sources), read_layouts(bases)
+    known = read_hints(hint) if hint else {}
+    for layout, match in zip(layouts, match_spans(layouts, base_layouts), strict=True):
+        planned.append(plan_file(layout, base_layouts, match, known, threads, work.advance))
     tables, coded = _share_tables(planned)
     with _spool(out) as spool:
         coder = _Coder(bases, tables, spool)
         made: list[OutputFile] = []
-        for source, file in zip(sources, coded, strict=True):
-            made.append(coder.encode(source, file, threads, work))
+        for plan, file in zip(planned, coded, strict=True):
+            made.append(coder.encode(plan, file, threads, work))
         for source in (*sources, *bases):
             source.check_unchanged()
         base_files, made = _used_bases(bases, made)
@@ -149,17 +160,31 @@ def _store(out: Path, head: bytes, spool: IO[bytes]) -> str:
 
 def _share_tables(planned: list[PlannedFile]) -> tuple[tuple[tuple[int, ...], ...], list[OutputFile]]:
     """Find the package's tables and tell every coded segment which of them are its own."""
-    found = pool([counts for plan in planned for counts in plan.counts if counts is not None])
-    choices = iter(zip(found.maps, found.costs, strict=True))
+    histograms = [
+        counts
+        for plan in planned
+        for choice in plan.choices
+        for counts in (choice.counts, choice.factor_counts)
+        if counts is not None
+    ]
+    found = pool(histograms)
+    shares = iter(zip(found.maps, found.costs, strict=True))
 
     def finish(plan: PlannedFile) -> Iterator[Segment]:
-        for (plane, segment, _), counts in zip(segments_of(plan.file), plan.counts, strict=True):
-            if counts is None:
+        for (plane, segment, _), choice in zip(segments_of(plan.file), plan.choices, strict=True):
+            if choice.counts is None:
                 yield segment
-            else:
-                tables, bits = next(choices)
-                bits += planner.raw_bits(counts, segment.mode, plane.dtype)
-                yield replace(segment, tables=tables, coded_bytes=-(-bits // 8))
+                continue
+            tables, bits = next(shares)
+            slack = bits - conditional_entropy(choice.counts)
+            bits += raw_bits(choice.counts, segment.mode, plane.dtype)
+            factor_tables = b""
+            if choice.factor_counts is not None:
+                factor_tables, more = next(shares)
+                slack += more - conditional_entropy(choice.factor_counts)
+                bits += more + factor_raw_bits(choice.factor_counts)
+            sizes = {"coded_bytes": -(-bits // 8), "slack_bytes": max(0, int(slack)) // 8}
+            yield replace(segment, tables=tables, factor_tables=factor_tables, **sizes)
 
     return found.tables, [with_segments(plan.file, finish(plan)) for plan in planned]
 
@@ -183,17 +208,17 @@ class _Coder:
         self.bases, self.tables, self.spool = bases, tables, spool
         self.blocks: list[Block] = []
 
-    def encode(self, source: Source, file: OutputFile, threads: int, work: _Work) -> OutputFile:
+    def encode(self, plan: PlannedFile, file: OutputFile, threads: int, work: _Work) -> OutputFile:
         """Append the blocks of one file; return it with the sizes of its raw segments noted."""
         bases = {segment.base for _, segment, _ in segments_of(file)} - {-1}
         raw: deque[int] = deque()
         held = deque(_bytes_made(file))
         work.advance(file.size - sum(held))
         with ExitStack() as stack:
-            new = stack.enter_context(opened(source))
+            new = stack.enter_context(opened(plan.source))
             readers = {index: stack.enter_context(opened(self.bases[index])) for index in bases}
             cuts = cut(file)
-            jobs = self._jobs(source, file, new, readers, cuts)
+            jobs = self._jobs(plan, file, new, readers, cuts)
             for block, content in zip(cuts, in_order(jobs, threads), strict=True):
                 self.spool.write(content)
                 self.blocks.append(
@@ -210,33 +235,50 @@ class _Coder:
 
     def _jobs(
         self,
-        source: Source,
+        plan: PlannedFile,
         file: OutputFile,
         new: IO[bytes],
         bases: dict[int, IO[bytes]],
         cuts: list[Block],
     ) -> Iterator[Callable[[], bytes]]:
         """Read what each block holds, and yield the work on it."""
-        level = zstd.LEVEL if source.size <= _THOROUGH_BYTES else zstd.FAST_LEVEL
+        level = zstd.LEVEL if plan.source.size <= _THOROUGH_BYTES else zstd.FAST_LEVEL
         offsets = iter([offset for _, s, offset in segments_of(file) if s.mode is Mode.RAW])
-        for _, segment, parts in schedule(file, iter(cuts)):
-            if segment is not None:
+        segments = (segment for _, segment, _ in segments_of(file))
+        factors = {id(s): choice.factors for s, choice in zip(segments, plan.choices, strict=True)}
+        for need in schedule(file, iter(cuts)):
+            if need.plane and need.segment:
+                found = factors[id(need.segment)]
+                assert found
+                yield partial(core.encode_factors, self.tables, need.segment.factor_tables, found)
+            elif need.segment:
                 prefix = b""
-                if segment.dictionary:
-                    prefix = read_at(bases[segment.base], segment.base_offset, segment.dictionary)
-                content = read_at(new, next(offsets), segment.length)
+                if need.segment.dictionary:
+                    prefix = read_at(
+                        bases[need.segment.base], need.segment.base_offset, need.segment.dictionary
+                    )
+                content = read_at(new, next(offsets), need.segment.length)
                 yield partial(zstd.compress, content, prefix=prefix, level=level)
             else:
-                inputs = [planner.inputs_of(part, new, bases.get(part.segment.base, new)) for part in parts]
-                size = [part.count * part.plane.dtype.size for part in parts]
-                pieces = [read_at(new, p.file_offset, n) for p, n in zip(parts, size, strict=True)]
+                parts = need.parts
+                inputs = [
+                    inputs_of(part, new, bases.get(part.segment.base, new), factors[id(part.segment)])
+                    for part in parts
+                ]
+                pieces = [read_at(new, part.file_offset, part.size) for part in parts]
                 yield partial(core.encode_block, self.tables, parts, inputs, pieces)
 
 
 def _bytes_made(file: OutputFile) -> Iterator[int]:
     """Yield how much of the file each block makes; the rest is copied."""
-    for _, segment, parts in schedule(file, iter(cut(file))):
-        yield segment.length if segment else sum(part.count * part.plane.dtype.size for part in parts)
+    for need in schedule(file, iter(cut(file))):
+        yield _made_by(need)
+
+
+def _made_by(need: Need) -> int:
+    if need.plane:
+        return 0
+    return need.segment.length if need.segment else sum(part.size for part in need.parts)
 
 
 def cut(file: OutputFile) -> list[Block]:
@@ -248,18 +290,27 @@ def cut(file: OutputFile) -> list[Block]:
             blocks.append(Block(1, 0, b""))
         if not segment.mode.coded:
             continue
-        start, total = 0, segment.length // plane.dtype.size
-        if (
-            segment.mode is Mode.SCALED
-            and segment.new_scale + plane.shape[0] * segment.scale_dtype.size > first
-        ):
+        factors, inline = num_factors(plane, segment), is_inline(plane, segment)
+        if factors and not inline:
+            blocks.append(Block(1, factors, b""))
+            current = -1
+        scales = segment.scales
+        if scales and scales.new + segment.length // scales.group * scales.dtype.size > first:
             current = -1  # its scales come out of the block that is open
+        weight = num_tokens(segment.mode, plane.dtype)
+        start, total = 0, segment.length // plane.dtype.size
+        least = total + factors if inline else weight
         while start < total:
-            if current < 0 or blocks[current].elements == MAX_BLOCK_ELEMENTS:
+            if current < 0 or blocks[current].elements + least > MAX_BLOCK_TOKENS:
                 blocks.append(Block(1, 0, b""))
                 current, first = len(blocks) - 1, offset + start * plane.dtype.size
-            filled = blocks[current].elements
-            count = min(MAX_BLOCK_ELEMENTS - filled, total - start)
-            blocks[current] = replace(blocks[current], elements=filled + count)
+            if inline:
+                blocks[current] = _filled(blocks[current], factors)
+            count = min((MAX_BLOCK_TOKENS - blocks[current].elements) // weight, total - start)
+            blocks[current] = _filled(blocks[current], count * weight)
             start += count
     return blocks
+
+
+def _filled(block: Block, tokens: int) -> Block:
+    return replace(block, elements=block.elements + tokens)

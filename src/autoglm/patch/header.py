@@ -13,18 +13,33 @@ import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from operator import xor
 from pathlib import Path
 from typing import IO, TypeVar
 
 from autoglm.errors import IntegrityError, PackageError
 from autoglm.files import safe_relative_path, storage_error
 from autoglm.patch import package, zstd
-from autoglm.patch.package import BaseFile, Block, Dtype, Header, Mode, OutputFile, Plane, Segment
+from autoglm.patch.package import (
+    BaseFile,
+    Block,
+    Curve,
+    Dtype,
+    Header,
+    Mode,
+    OutputFile,
+    Plane,
+    Scales,
+    Segment,
+)
 from autoglm.patch.rules import check
 
 MAGIC = b"\x89WPATCH\n"
-VERSION = 1
+VERSION = 2
 PREAMBLE = struct.Struct("<8sHHII8s")
+# How many earlier maps are looked at for one that is alike.
+_LIKENESSES = 64
 
 _T = TypeVar("_T")
 
@@ -46,6 +61,7 @@ class _Writer:
     def __init__(self) -> None:
         self.body = bytearray()
         self.ends: dict[str, int] = {}
+        self.maps: dict[bytes, int] = {}
 
     def numbers(self, *values: int) -> None:
         for value in values:
@@ -58,10 +74,12 @@ class _Writer:
         self.numbers(len(content))
         self.body += content
 
+    def signed(self, *values: int) -> None:
+        self.numbers(*(2 * value if value >= 0 else -2 * value - 1 for value in values))
+
     def offset(self, kind: str, value: int, length: int) -> None:
         """Write an offset as the step from where the last one of its kind ended; mostly 0."""
-        step = value - self.ends.get(kind, 0)
-        self.numbers(2 * step if step >= 0 else -2 * step - 1)
+        self.signed(value - self.ends.get(kind, 0))
         self.ends[kind] = value + length
 
 
@@ -72,12 +90,17 @@ class _Reader:
         self.body, self.at = body, 0
         self.totals: dict[str, int] = {}
         self.ends: dict[str, int] = {}
+        self.maps: tuple[bytes, ...] = ()
 
     def take(self, count: int, what: str) -> bytes:
         if count > len(self.body) - self.at:
             raise PackageError(f"package header: {what} runs past its end")
         self.at += count
         return self.body[self.at - count : self.at]
+
+    def peek(self) -> int:
+        """Return the next byte without taking it; 0 at the end."""
+        return self.body[self.at] if self.at < len(self.body) else 0
 
     def number(self, what: str, high: int, low: int = 0) -> int:
         value = shift = 0
@@ -93,10 +116,14 @@ class _Reader:
             raise PackageError(f"package header: {what} must be a number from {low} to {high}")
         return value
 
+    def signed(self, what: str, high: int) -> int:
+        """Read a number from ``-high`` to ``high``."""
+        value = self.number(what, 2 * high)
+        return value >> 1 if value % 2 == 0 else -(value >> 1) - 1
+
     def offset(self, kind: str, length: int) -> int:
         """Read what :meth:`_Writer.offset` wrote."""
-        step = self.number(f"{kind} offset", 2 * package.MAX_BYTES)
-        value = self.ends.get(kind, 0) + (step >> 1 if step % 2 == 0 else -(step >> 1) - 1)
+        value = self.ends.get(kind, 0) + self.signed(f"{kind} offset", package.MAX_BYTES)
         if not 0 <= value <= package.MAX_BYTES:
             raise PackageError(f"package header: a {kind} offset lies outside any file")
         self.ends[kind] = value + length
@@ -110,6 +137,12 @@ class _Reader:
 
     def many(self, what: str, limit: int, read: Callable[[], _T]) -> tuple[_T, ...]:
         return tuple(read() for _ in range(self.number(f"number of {what}", limit)))
+
+    def map(self, what: str) -> bytes:
+        """Read the number of a map; return the map."""
+        if not self.maps:
+            raise PackageError("package header: there are coded segments, but no maps")
+        return self.maps[self.number(what, len(self.maps) - 1)]
 
     def count(self, what: str, limit: int) -> int:
         """Read a number of things of which there may be so many in the whole header."""
@@ -132,6 +165,7 @@ def write_header(header: Header) -> bytes:
     for table in header.tables:
         used = max(token for token, frequency in enumerate(table) if frequency) + 1
         writer.numbers(used, *table[:used])
+    _write_maps(writer, header)
     writer.numbers(len(header.files))
     for file in header.files:
         _write_file(writer, file)
@@ -143,6 +177,32 @@ def write_header(header: Header) -> bytes:
     if max(len(body), len(stored)) > package.MAX_HEADER_BYTES:
         raise PackageError(f"the package's header would have {len(body)} bytes: too many tensors or files")
     return PREAMBLE.pack(MAGIC, VERSION, 0, len(stored), len(body), _check_bytes(stored)) + stored
+
+
+def _write_maps(writer: _Writer, header: Header) -> None:
+    """Write every distinct map once, in the order of first use, as it differs from an earlier one."""
+    for file in header.files:
+        for _, segment, _ in package.segments_of(file):
+            if segment.mode.coded:
+                writer.maps.setdefault(segment.tables, len(writer.maps))
+            if segment.curve:
+                writer.maps.setdefault(segment.factor_tables, len(writer.maps))
+    writer.numbers(len(writer.maps))
+    written: list[bytes] = []
+    for entries in writer.maps:
+        recent = [(back, m) for back, m in enumerate(reversed(written), 1) if len(m) == len(entries)]
+        like = min(recent[:_LIKENESSES], key=lambda pair: _distance(pair[1], entries), default=(0, b""))
+        writer.numbers(len(entries), like[0])
+        writer.body += _xor(entries, like[1] or (b"\0" + entries)[:-1])
+        written.append(entries)
+
+
+def _distance(a: bytes, b: bytes) -> int:
+    return sum(x != y for x, y in zip(a, b, strict=True))
+
+
+def _xor(a: bytes, b: bytes) -> bytes:
+    return bytes(x ^ y for x, y in zip(a, b, strict=True))
 
 
 def _check_bytes(stored: bytes) -> bytes:
@@ -165,20 +225,33 @@ def _write_file(writer: _Writer, file: OutputFile) -> None:
 
 def _write_segment(writer: _Writer, plane: Plane, segment: Segment, *, last: bool) -> None:
     mode = segment.mode
-    writer.numbers(mode, 0 if last else segment.length, segment.coded_bytes, segment.changed_ppm)
+    length = 0 if last else segment.length
+    writer.numbers(mode, length, segment.coded_bytes, segment.slack_bytes, segment.changed_ppm)
     if mode is Mode.RAW:
         writer.numbers(segment.dictionary)
     if mode is not Mode.FULL:
         writer.numbers(segment.base + 1)
         writer.offset("base", segment.base_offset, segment.reach)
     if mode.coded:
-        writer.numbers(segment.top)
-        writer.blob(segment.tables)
-    if mode is Mode.SCALED:
-        scales = plane.rows * segment.scale_dtype.size
-        writer.numbers(segment.scale_dtype)
-        writer.offset("old scales", segment.base_scale, scales)
-        writer.offset("new scales", segment.new_scale, scales)
+        if mode is not Mode.PAIRS:
+            writer.numbers(segment.top)
+        writer.numbers(writer.maps[segment.tables])
+    if mode >= Mode.SCALED:
+        _write_scales(writer, plane, segment)
+    if curve := segment.curve:
+        writer.numbers(curve.rank, curve.drop, curve.limit, curve.classes)
+        writer.signed(curve.slope, curve.bend, curve.shift)
+        writer.numbers(writer.maps[segment.factor_tables])
+
+
+def _write_scales(writer: _Writer, plane: Plane, segment: Segment) -> None:
+    scales = segment.scales
+    writer.numbers(scales.dtype if scales else 0)
+    if scales:
+        length = segment.length // scales.group * scales.dtype.size
+        writer.numbers(scales.group)
+        writer.offset("old scales", scales.old, length)
+        writer.offset("new scales", scales.new, length)
 
 
 def read_header(path: Path, pin: HeaderPin | None = None) -> Header:
@@ -249,6 +322,8 @@ def parse_header(raw: bytes) -> Header:
     single = bool(reader.number("kind", 1))
     base_files = reader.many("base files", package.MAX_FILES, lambda: _read_base(reader))
     tables = reader.many("tables", package.MAX_TABLES, lambda: _read_table(reader))
+    for _ in range(reader.number("number of maps", package.MAX_MAPS)):
+        reader.maps += (_read_map(reader, len(tables)),)
     files = reader.many("files", package.MAX_FILES, lambda: _read_file(reader))
     blocks = _read_blocks(reader)
     if reader.at != len(reader.body):
@@ -276,6 +351,22 @@ def _read_table(reader: _Reader) -> tuple[int, ...]:
     if not used or not used[-1] or sum(used) != total:
         raise PackageError(f"package header: a table's frequencies must sum to {total}")
     return used + (0,) * (package.NUM_TOKENS - len(used))
+
+
+def _read_map(reader: _Reader, num_tables: int) -> bytes:
+    count = reader.number("contexts", package.MAX_CONTEXTS, 1)
+    back = reader.number("likeness", len(reader.maps))
+    written = reader.take(count, "contexts")
+    if back:
+        like = reader.maps[-back]
+        if len(like) != count:
+            raise PackageError("package header: a map is likened to one of another length")
+        entries = _xor(written, like)
+    else:
+        entries = bytes(accumulate(written, xor))
+    if max(entries) >= num_tables:
+        raise PackageError("package header: a map names a table that is not there")
+    return entries
 
 
 def _read_file(reader: _Reader) -> OutputFile:
@@ -320,23 +411,42 @@ def _read_segment(reader: _Reader, plane: Plane, left: int, *, last: bool) -> Se
     length = reader.number("a segment's length", 0 if last else package.MAX_BYTES, 0 if last else 1)
     if left < 1 or length > left:
         raise PackageError(f"package header: the segments of {plane.name} do not add up to its size")
-    coded_bytes = reader.number("coded bytes", package.MAX_BYTES)
-    changed_ppm = reader.number("changed share", 10**6)
-    segment = Segment(mode, length or left, coded_bytes=coded_bytes, changed_ppm=changed_ppm)
+    coded_bytes, slack = (reader.number(what, package.MAX_BYTES) for what in ("coded bytes", "slack"))
+    changed = reader.number("changed share", 10**6)
+    segment = Segment(mode, length or left, coded_bytes=coded_bytes, slack_bytes=slack, changed_ppm=changed)
     if mode is Mode.RAW:
         segment = replace(segment, dictionary=reader.number("dictionary", package.MAX_DICTIONARY_BYTES))
     if mode is not Mode.FULL:
         base = reader.number("base file", package.MAX_FILES) - 1
         segment = replace(segment, base=base, base_offset=reader.offset("base", segment.reach))
     if mode.coded:
-        top = reader.number("top exponent", 255)
-        segment = replace(segment, top=top, tables=reader.take(reader.number("contexts", 20, 1), "contexts"))
-    if mode is Mode.SCALED:
-        scale_dtype = _read_enum(reader, Dtype, "scale type")
-        scales = plane.rows * scale_dtype.size
-        base_scale, new_scale = (reader.offset(f"{age} scales", scales) for age in ("old", "new"))
-        segment = replace(segment, scale_dtype=scale_dtype, base_scale=base_scale, new_scale=new_scale)
+        top = 0 if mode is Mode.PAIRS else reader.number("top exponent", 255)
+        segment = replace(segment, top=top, tables=reader.map("map"))
+    if mode >= Mode.SCALED:
+        segment = replace(segment, scales=_read_scales(reader, segment))
+    if mode is Mode.PREDICTED:
+        segment = replace(segment, curve=_read_curve(reader), factor_tables=reader.map("factor map"))
     return segment
+
+
+def _read_scales(reader: _Reader, segment: Segment) -> Scales | None:
+    if segment.mode is not Mode.SCALED and not reader.peek():
+        reader.take(1, "scale type")
+        return None
+    dtype = _read_enum(reader, Dtype, "scale type")
+    group = reader.number("a group", package.MAX_COLUMNS, 1)
+    length = segment.length // group * dtype.size
+    old, new = (reader.offset(f"{age} scales", length) for age in ("old", "new"))
+    return Scales(dtype, group, old, new)
+
+
+def _read_curve(reader: _Reader) -> Curve:
+    rank, drop = reader.number("rank", package.MAX_FACTOR_RANK, 1), reader.number("drop", 31)
+    limit, classes = reader.number("limit", 32767, 1), reader.number("classes", 65535)
+    slope, bend = (reader.signed(what, 65535) for what in ("slope", "bend"))
+    if abs(slope) + abs(bend) > 65535:
+        raise PackageError("package header: slope and bend are too large together")
+    return Curve(rank, drop, limit, classes, slope, bend, reader.signed("shift", 31))
 
 
 def _read_blocks(reader: _Reader) -> tuple[Block, ...]:
@@ -344,5 +454,5 @@ def _read_blocks(reader: _Reader) -> tuple[Block, ...]:
     if count * 34 > len(reader.body) - reader.at:
         raise PackageError("package header: the block table runs past its end")
     lengths = [reader.number("a block's length", package.MAX_BLOCK_BYTES, 1) for _ in range(count)]
-    elements = [reader.number("a block's elements", package.MAX_BLOCK_ELEMENTS) for _ in range(count)]
+    elements = [reader.number("a block's elements", package.MAX_FACTORS) for _ in range(count)]
     return tuple(Block(*pair, reader.take(32, "a hash")) for pair in zip(lengths, elements, strict=True))

@@ -26,9 +26,12 @@ class TensorInfo:
     Attributes:
         file: the path of the file it lies in.
         name, dtype, shape: as in that file.
-        mode: ``same``, ``raw``, ``full``, ``difference`` or ``scaled``; several joined by ``+``.
+        mode: ``same``, ``raw``, ``full``, ``difference``, ``scaled``, ``predicted`` or ``pairs``; several
+            joined by ``+``.
+        rank: of the factors that predict it, 0 for none.
         bytes: of the tensor.
         package_bytes: what it takes in the package.
+        entropy_bytes: what the context model could not go below: the entropy of the tokens in their contexts.
         changed: share of its elements that differ from the base, from 0 to 1; 1 without a base.
     """
 
@@ -37,8 +40,10 @@ class TensorInfo:
     dtype: str
     shape: tuple[int, ...]
     mode: str
+    rank: int
     bytes: int
     package_bytes: int
+    entropy_bytes: int
     changed: float
 
 
@@ -111,8 +116,10 @@ def _tensor(file: OutputFile, plane: Plane) -> TensorInfo:
         dtype=plane.dtype.name,
         shape=plane.shape,
         mode="+".join(modes) or "same",
+        rank=max((segment.curve.rank for segment in plane.segments if segment.curve), default=0),
         bytes=plane.length,
         package_bytes=sum(segment.coded_bytes for segment in plane.segments),
+        entropy_bytes=sum(segment.coded_bytes - segment.slack_bytes for segment in plane.segments),
         changed=changed / plane.length if plane.length else 0.0,
     )
 

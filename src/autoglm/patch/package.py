@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from itertools import accumulate, islice
 
@@ -25,18 +25,22 @@ MAX_RANK = 8
 MAX_NAME_BYTES = 512
 MAX_BYTES = 1 << 44
 MAX_BLOCK_BYTES = 8 << 20
-MAX_BLOCK_ELEMENTS = 512 << 10
+MAX_BLOCK_TOKENS = 512 << 10
+MAX_FACTORS = 4 << 20
 MAX_RAW_BYTES = 4 << 20
 MIN_DICTIONARY_BYTES = 8
 MAX_DICTIONARY_BYTES = 8 << 20
 MAX_COLUMNS = 1 << 28
 MAX_TABLES = 64
+MAX_MAPS = 4096
+MAX_CONTEXTS = 640
+MAX_FACTOR_RANK = 64
 NUM_TOKENS = 64
 TABLE_BITS = 11
 
 
 class Dtype(IntEnum):
-    """Element types, by their number in the format."""
+    """Element types, by their number in the format; from 16 on, an element is one block of a GGUF file."""
 
     BYTES = 0
     I8 = 1
@@ -54,11 +58,23 @@ class Dtype(IntEnum):
     I64 = 13
     U64 = 14
     F64 = 15
+    Q4_0 = 16
+    Q8_0 = 17
+    Q4_K = 18
+    Q5_K = 19
+    Q6_K = 20
 
     @property
     def size(self) -> int:
         """Bytes of one element."""
+        if self.is_record:
+            return _RECORD_BYTES[self]
         return 1 if self < 6 else 2 if self < 10 else 4 if self < 13 else 8
+
+    @property
+    def is_record(self) -> bool:
+        """Whether an element holds many weights and their scales."""
+        return self >= 16
 
 
 class Mode(IntEnum):
@@ -69,6 +85,8 @@ class Mode(IntEnum):
     FULL = 2
     DIFFERENCE = 3
     SCALED = 4
+    PREDICTED = 5
+    PAIRS = 6
 
     @property
     def coded(self) -> bool:
@@ -76,10 +94,16 @@ class Mode(IntEnum):
         return self >= Mode.FULL
 
 
-CODED_DTYPES = frozenset(
-    (Dtype.I8, Dtype.U8, Dtype.BOOL, Dtype.F8_E4M3, Dtype.F8_E5M2, Dtype.F16, Dtype.BF16, Dtype.F32)
-)
-SCALE_DTYPES = frozenset((Dtype.F16, Dtype.BF16, Dtype.F32))
+_RECORD_BYTES = {Dtype.Q4_0: 18, Dtype.Q8_0: 34, Dtype.Q4_K: 144, Dtype.Q5_K: 176, Dtype.Q6_K: 210}
+# Tokens of a record in modes FULL and DIFFERENCE, and contexts of its type in DIFFERENCE.
+_RECORD_TOKENS = {
+    Dtype.Q4_0: (33, 17),
+    Dtype.Q8_0: (33, 33),
+    Dtype.Q4_K: (274, 146),
+    Dtype.Q5_K: (274, 274),
+    Dtype.Q6_K: (273, 273),
+}
+_RECORD_CONTEXTS = {Dtype.Q4_0: 444, Dtype.Q8_0: 476, Dtype.Q4_K: 444, Dtype.Q5_K: 476, Dtype.Q6_K: 476}
 _FLOATS = {
     Dtype.F8_E4M3: (4, 3),
     Dtype.F8_E5M2: (5, 2),
@@ -87,6 +111,9 @@ _FLOATS = {
     Dtype.BF16: (8, 7),
     Dtype.F32: (8, 23),
 }
+FLOAT_DTYPES = frozenset(_FLOATS)
+CODED_DTYPES = frozenset((Dtype.I8, Dtype.U8, Dtype.BOOL, *_FLOATS, *_RECORD_BYTES))
+SCALE_DTYPES = frozenset((Dtype.F16, Dtype.BF16, Dtype.F32))
 
 
 def float_fields(dtype: Dtype) -> tuple[int, int]:
@@ -94,11 +121,31 @@ def float_fields(dtype: Dtype) -> tuple[int, int]:
     return _FLOATS.get(dtype, (0, 0))
 
 
+def allowed(mode: Mode, dtype: Dtype) -> bool:
+    """Tell whether elements of a type may be coded in a mode."""
+    if mode is Mode.SCALED:
+        return dtype is Dtype.I8
+    if mode is Mode.PREDICTED:
+        return dtype is Dtype.I8 or dtype in _FLOATS
+    if mode is Mode.PAIRS:
+        return dtype in (Dtype.I8, Dtype.U8)
+    return dtype in CODED_DTYPES
+
+
 def num_contexts(mode: Mode, dtype: Dtype) -> int:
     """Return how many contexts the coder tells apart for a segment."""
     if mode is Mode.FULL:
-        return 1
-    return 20 if dtype in _FLOATS else 9
+        return 5 if dtype.is_record else 1
+    if mode is Mode.DIFFERENCE:
+        return _RECORD_CONTEXTS.get(dtype) or (20 if dtype in _FLOATS else 9)
+    if mode is Mode.PREDICTED:
+        return 640 if dtype in _FLOATS else 72
+    return 18 if mode is Mode.SCALED else 400
+
+
+def num_tokens(mode: Mode, dtype: Dtype) -> int:
+    """Return how many tokens an element takes."""
+    return _RECORD_TOKENS[dtype][mode is not Mode.FULL] if dtype.is_record else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +155,35 @@ class BaseFile:
     path: str
     size: int
     sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """Where the scales of a quantised plane lie: one for every ``group`` bytes of it.
+
+    Attributes:
+        dtype: their element type.
+        group: bytes of the plane that share one.
+        old, new: offset of the first in the base file and in the output file.
+    """
+
+    dtype: Dtype
+    group: int
+    old: int
+    new: int
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """How the product of integer factors moves the base; ``docs/wpatch-format.md`` has the arithmetic."""
+
+    rank: int
+    drop: int
+    limit: int
+    classes: int
+    slope: int
+    bend: int
+    shift: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +198,11 @@ class Segment:
         dictionary: length of the base range that a RAW segment's compressor saw.
         top: largest exponent of a float segment's base (of itself in FULL mode).
         tables: the table of each context; one entry stands for all.
-        scale_dtype, base_scale, new_scale: SCALED only: the element type of the row scales, their offset in
-            the base file and in this output file.
-        coded_bytes, changed_ppm: for people: bytes in the package, elements changed per million.
+        scales: of quantised elements, in SCALED always, in PREDICTED and PAIRS where they are known.
+        curve: PREDICTED only.
+        factor_tables: PREDICTED only: the table of each context of the factors.
+        coded_bytes, slack_bytes, changed_ppm: for people: bytes in the package, how many of them lie above
+            the entropy of the tokens in their contexts, elements changed per million.
     """
 
     mode: Mode
@@ -134,10 +212,11 @@ class Segment:
     dictionary: int = 0
     top: int = 0
     tables: bytes = b"\0"
-    scale_dtype: Dtype = Dtype.F16
-    base_scale: int = 0
-    new_scale: int = 0
+    scales: Scales | None = None
+    curve: Curve | None = None
+    factor_tables: bytes = b""
     coded_bytes: int = 0
+    slack_bytes: int = 0
     changed_ppm: int = 0
 
     @property
@@ -171,6 +250,17 @@ class Plane:
         return math.prod(self.shape[1:])
 
 
+def num_factors(plane: Plane, segment: Segment) -> int:
+    """Return how many numbers the factors of a segment have; 0 when it has none."""
+    return (plane.rows + plane.columns) * segment.curve.rank if segment.curve else 0
+
+
+def is_inline(plane: Plane, segment: Segment) -> bool:
+    """Tell whether a segment's factors lie in one block with all its elements, rather than in their own."""
+    factors = num_factors(plane, segment)
+    return 0 < factors <= MAX_BLOCK_TOKENS - segment.length // plane.dtype.size
+
+
 @dataclass(frozen=True, slots=True)
 class OutputFile:
     """A file that a package makes."""
@@ -183,7 +273,13 @@ class OutputFile:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Bytes of the package that are hashed and decoded as one; ``elements`` is 0 for a RAW segment's."""
+    """Bytes of the package that are hashed and decoded as one.
+
+    Attributes:
+        length: in bytes.
+        elements: tokens in it, 0 for a RAW segment's.
+        sha256: of its bytes.
+    """
 
     length: int
     elements: int
@@ -201,17 +297,35 @@ class Part:
     file_offset: int
 
     @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.count * self.plane.dtype.size
+
+    @property
+    def tokens(self) -> int:
+        """What the part takes of a block, its factors included when they lie in the same one."""
+        inline = num_factors(self.plane, self.segment) if is_inline(self.plane, self.segment) else 0
+        return inline + self.count * num_tokens(self.segment.mode, self.plane.dtype)
+
+    @property
     def rows(self) -> tuple[int, int]:
         """The first row that the part touches and the one behind the last."""
         columns = self.plane.columns
         return self.start // columns, -(-(self.start + self.count) // columns)
 
     @property
+    def groups(self) -> tuple[int, int]:
+        """The first scale that the part needs and the one behind the last; (0, 0) without scales."""
+        if self.segment.scales is None:
+            return 0, 0
+        group = self.segment.scales.group
+        return self.start // group, -(-(self.start + self.count) // group)
+
+    @property
     def scales_end(self) -> int:
-        """Bytes of the output file that must exist before a SCALED part can be decoded, else 0."""
-        if self.segment.mode is not Mode.SCALED:
-            return 0
-        return self.segment.new_scale + self.rows[1] * self.segment.scale_dtype.size
+        """Bytes of the output file that must exist before the part can be decoded; 0 without scales."""
+        scales = self.segment.scales
+        return scales.new + self.groups[1] * scales.dtype.size if scales else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,15 +374,22 @@ def unchanged_base(header: Header, file: OutputFile) -> BaseFile | None:
     return base if (base.size, base.sha256) == (file.size, file.sha256) else None
 
 
-Need = tuple[Block, Segment | None, list[Part]]
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a block is for: a RAW segment, the factors of a PREDICTED one, or the parts of coded segments."""
+
+    block: Block
+    segment: Segment | None = None
+    plane: Plane | None = None
+    parts: list[Part] = field(default_factory=list[Part])
 
 
 def schedule(file: OutputFile, blocks: Iterator[Block]) -> Iterator[Need]:
     """Walk a file in output order and say what each block that it needs is for.
 
     Yields:
-        A block with the RAW segment it holds, or with the parts of coded segments it holds; in the order
-        in which the first byte of each is needed, which is the order of the block table.
+        Blocks in the order in which the first byte of each is needed, which is the order of the block table;
+        the factors of a segment directly before its first block.
 
     Raises:
         PackageError: the block table does not fit the segments.
@@ -277,22 +398,36 @@ def schedule(file: OutputFile, blocks: Iterator[Block]) -> Iterator[Need]:
     room = 0
     for plane, segment, offset in segments_of(file):
         if segment.mode is Mode.RAW:
-            held.append((_take(blocks, file, coded=False), segment, []))
+            held.append(Need(_take(blocks, file, 0, 0), segment))
         elif segment.mode.coded:
+            if segment.curve and not is_inline(plane, segment):
+                yield Need(_take_factors(blocks, file, plane, segment, room), segment, plane)
             start, total = 0, segment.length // plane.dtype.size
             while start < total:
                 if not room:
                     yield from held
-                    block = _take(blocks, file, coded=True)
-                    room, held = block.elements, list[Need]([(block, None, [])])
-                count = min(room, total - start)
-                held[0][2].append(Part(plane, segment, start, count, offset + start * plane.dtype.size))
-                start, room = start + count, room - count
+                    held = [Need(_take(blocks, file, 1, MAX_BLOCK_TOKENS))]
+                    room = held[0].block.elements
+                part = _part(file, plane, segment, start, offset, room)
+                held[0].parts.append(part)
+                start, room = start + part.count, room - part.tokens
         if not room:
             yield from held
             held = []
     if room:
         raise PackageError(f"{file.path}: its last block holds more elements than the file has")
+
+
+def _part(file: OutputFile, plane: Plane, segment: Segment, start: int, offset: int, room: int) -> Part:
+    """Return as much of a segment from an element on as there is room for."""
+    total, size = segment.length // plane.dtype.size, plane.dtype.size
+    if is_inline(plane, segment):
+        count = total if room >= total + num_factors(plane, segment) else 0
+    else:
+        count = min(room // num_tokens(segment.mode, plane.dtype), total - start)
+    if not count:
+        raise PackageError(f"{file.path}: a block ends within what must lie in one")
+    return Part(plane, segment, start, count, offset + start * size)
 
 
 def segments_of(file: OutputFile) -> Iterator[tuple[Plane, Segment, int]]:
@@ -310,10 +445,19 @@ def with_segments(file: OutputFile, segments: Iterator[Segment]) -> OutputFile:
     return replace(file, planes=tuple(planes))
 
 
-def _take(blocks: Iterator[Block], file: OutputFile, *, coded: bool) -> Block:
+def _take(blocks: Iterator[Block], file: OutputFile, low: int, high: int) -> Block:
     block = next(blocks, None)
     if block is None:
         raise PackageError(f"{file.path}: the block table ends before the file does")
-    if coded != bool(block.elements):
+    if not low <= block.elements <= high:
         raise PackageError(f"{file.path}: the block table and the segments disagree")
     return block
+
+
+def _take_factors(
+    blocks: Iterator[Block], file: OutputFile, plane: Plane, segment: Segment, room: int
+) -> Block:
+    if room:
+        raise PackageError(f"{file.path}: {plane.name} begins within a block, but has factors of its own")
+    count = num_factors(plane, segment)
+    return _take(blocks, file, count, count)

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from autoglm.errors import PackageError
 from autoglm.patch import package
-from autoglm.patch.package import Dtype, Header, Mode, Plane, Segment
+from autoglm.patch.package import Curve, Dtype, Header, Mode, Plane, Scales, Segment
 
 
 def check(header: Header) -> None:
@@ -30,8 +30,8 @@ def check(header: Header) -> None:
     for file in header.files:
         for plane, segment, _ in package.segments_of(file):
             _check_segment(header, plane, segment)
-        for _, _, parts in package.schedule(file, blocks):
-            _check_parts(parts)
+        for need in package.schedule(file, blocks):
+            _check_parts(need.parts)
     if next(blocks, None) is not None:
         _refuse("there are more blocks than the files need")
 
@@ -57,27 +57,42 @@ def _check_segment(header: Header, plane: Plane, segment: Segment) -> None:
         _refuse(f"{plane.name!r} has too short a dictionary")
     if mode.coded:
         _check_coded(header, plane, segment)
-    if mode is Mode.SCALED:
-        _check_scaled(header, plane, segment)
 
 
 def _check_coded(header: Header, plane: Plane, segment: Segment) -> None:
-    if plane.dtype not in package.CODED_DTYPES or segment.length % plane.dtype.size:
+    mode, dtype = segment.mode, plane.dtype
+    if not package.allowed(mode, dtype) or segment.length % dtype.size:
         _refuse(f"{plane.name!r} cannot be coded in whole elements of its type")
-    if len(segment.tables) not in (1, package.num_contexts(segment.mode, plane.dtype)):
+    if len(segment.tables) not in (1, package.num_contexts(mode, dtype)):
         _refuse(f"{plane.name!r} has a wrong number of contexts")
-    if max(segment.tables) >= len(header.tables):
-        _refuse(f"{plane.name!r} uses a table that is not there")
+    if mode >= Mode.SCALED:
+        _check_matrix(plane)
+    if segment.scales:
+        _check_scales(header, plane, segment, segment.scales)
+    if segment.curve:
+        _check_factors(plane, segment, segment.curve)
 
 
-def _check_scaled(header: Header, plane: Plane, segment: Segment) -> None:
-    if plane.dtype is not Dtype.I8 or segment.scale_dtype not in package.SCALE_DTYPES:
-        _refuse(f"{plane.name!r}: only int8 with float scales can be scaled")
+def _check_matrix(plane: Plane) -> None:
     if len(plane.segments) != 1 or plane.rows < 1 or not 0 < plane.columns <= package.MAX_COLUMNS:
-        _refuse(f"{plane.name!r}: a scaled segment must be a whole plane of rows")
-    scales = plane.rows * segment.scale_dtype.size
-    if segment.base_scale + scales > header.base_files[segment.base].size:
+        _refuse(f"{plane.name!r}: a segment of this mode must be a whole plane of rows")
+
+
+def _check_scales(header: Header, plane: Plane, segment: Segment, scales: Scales) -> None:
+    if scales.dtype not in package.SCALE_DTYPES or segment.length % scales.group:
+        _refuse(f"{plane.name!r}: its scales are not floats, or their groups do not divide it")
+    if segment.curve and (plane.dtype is not Dtype.I8 or scales.group != plane.columns):
+        _refuse(f"{plane.name!r}: a predicted plane can only have one scale a row of int8")
+    length = segment.length // scales.group * scales.dtype.size
+    if scales.old + length > header.base_files[segment.base].size:
         _refuse(f"{plane.name!r} reads scales outside its base file")
+
+
+def _check_factors(plane: Plane, segment: Segment, curve: Curve) -> None:
+    if (plane.rows + plane.columns) * curve.rank > package.MAX_FACTORS:
+        _refuse(f"{plane.name!r} has too many factors")
+    if len(segment.factor_tables) not in (1, package.MAX_FACTOR_RANK):
+        _refuse(f"{plane.name!r} has a wrong number of factor contexts")
 
 
 def _check_parts(parts: list[package.Part]) -> None:

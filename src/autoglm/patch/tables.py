@@ -28,7 +28,9 @@ _BIT = 1 << 10
 # What a token costs that a table does not have: while searching it may still get it, later it may not.
 _RARE, _NEVER = 16 * _BIT, 1 << 40
 # What a table and a context's place in the map cost in the header, roughly, in bits.
-_FREQUENCY_BITS, _MAP_BITS = 9, 3
+_FREQUENCY_BITS, _ENTRY_BITS = 9, 12
+# How often maps and tables are fitted to each other, and how many maps are looked at for a like one.
+_MAP_ROUNDS, _LIKENESSES = 2, 64
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,19 @@ class Pool:
     costs: tuple[int, ...]
 
 
-def entropy_bits(histogram: NDArray[np.int64]) -> float:
-    """Return the bits that coding takes with tables of its own, those tables included, roughly."""
+def conditional_entropy(histogram: NDArray[np.int64]) -> float:
+    """Return the empirical entropy of tokens given their contexts, in bits: what no tables can go below."""
     import numpy as np
 
     counts = histogram[histogram.any(axis=1)].astype(np.float64)
     shares = counts / counts.sum(axis=1, keepdims=True) if counts.size else counts
     logs = np.log2(np.where(shares > 0, shares, 1.0))
-    return float(-(counts * logs).sum()) + 4.0 * float((counts > 0).sum())
+    return float(-(counts * logs).sum())
+
+
+def entropy_bits(histogram: NDArray[np.int64]) -> float:
+    """Return the bits that coding takes with tables of its own, those tables included, roughly."""
+    return conditional_entropy(histogram) + 4.0 * float((histogram > 0).sum())
 
 
 def pool(histograms: Sequence[NDArray[np.int64]]) -> Pool:
@@ -60,18 +67,85 @@ def pool(histograms: Sequence[NDArray[np.int64]]) -> Pool:
     used = np.asarray(rows.any(axis=1), np.bool_)
     tables, labels = _search(rows[used])
     place = np.zeros(len(rows), np.int64)
+    for _ in range(_MAP_ROUNDS):
+        place[used] = labels
+        maps, place = _mapped(histograms, rows, used, _costs(tables, _NEVER))
+        # tables that fit what the maps now give them
+        labels, sums = _sums(rows[used], place[used])
+        tables = np.stack([_normalise(row.astype(np.int64)) for row in sums])
     place[used] = labels
-    costs = _price(rows, _costs(tables, _NEVER))
+    maps, place = _mapped(histograms, rows, used, _costs(tables, _NEVER))
+    costs = np.zeros(len(rows))
+    costs[used] = _price(rows[used], _costs(tables, _NEVER))[np.arange(int(used.sum())), place[used]]
+    starts = np.cumsum([0, *(len(histogram) for histogram in histograms)])
+    totals = np.add.reduceat(costs, starts[:-1]) // _BIT
+    return Pool(
+        tuple(tuple(int(f) for f in table) for table in tables),
+        tuple(maps),
+        tuple(int(total) for total in totals),
+    )
+
+
+def _mapped(
+    histograms: Sequence[NDArray[np.int64]],
+    rows: NDArray[np.float64],
+    used: NDArray[np.bool_],
+    table_costs: NDArray[np.float64],
+) -> tuple[list[bytes], NDArray[np.int64]]:
+    """Choose every map, a little dearer where that makes it like another, and so the table of each row."""
+    import numpy as np
+
     maps: list[bytes] = []
-    totals: list[int] = []
+    place = np.zeros(len(rows), np.int64)
+    known: dict[int, list[NDArray[np.int64]]] = {}
     start = 0
     for histogram in histograms:
-        block = slice(start, start + len(histogram))
-        best_map, cost = _simplest(costs[block], place[block], used[block])
-        maps.append(best_map)
-        totals.append(int(cost) // _BIT)
-        start += len(histogram)
-    return Pool(tuple(tuple(int(f) for f in table) for table in tables), tuple(maps), tuple(totals))
+        block = slice(start, start := start + len(histogram))
+        costs = _price(rows[block], table_costs)
+        costs[~used[block]] = 0.0
+        entries = _map(costs, used[block], known.setdefault(len(histogram), []))
+        place[block] = entries if len(entries) > 1 else entries[0]
+        maps.append(bytes(entries.astype(np.uint8).tolist()))
+    return maps, place
+
+
+def _map(
+    costs: NDArray[np.float64], used: NDArray[np.bool_], known: list[NDArray[np.int64]]
+) -> NDArray[np.int64]:
+    """Return the map of least cost, its own writing included: one entry, or one a context."""
+    import numpy as np
+
+    contexts = np.arange(len(costs))
+    own = costs.argmin(axis=1)
+    least = costs[contexts, own]
+    together = costs.sum(axis=0)
+    best_cost, best = float(together.min()) + _ENTRY_BITS * _BIT, np.array([int(together.argmin())])
+    for like in known[-_LIKENESSES:]:
+        there = costs[contexts, like]
+        change = there - least > _ENTRY_BITS * _BIT
+        cost = float(np.where(change, least + _ENTRY_BITS * _BIT, there).sum())
+        if cost < best_cost:
+            best_cost, best = cost, np.where(change, own, like)
+    runs = _in_runs(costs, own)
+    changes = float((np.diff(runs) != 0).sum() + 1)
+    if float(costs[contexts, runs].sum()) + changes * _ENTRY_BITS * _BIT < best_cost:
+        best = runs
+    if len(best) > 1 and not any((best == like).all() for like in known[-_LIKENESSES:]):
+        known.append(best)
+    return best
+
+
+def _in_runs(costs: NDArray[np.float64], own: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return a map that changes from one context to the next only where that pays."""
+    import numpy as np
+
+    entries = np.empty(len(own), np.int64)
+    last = int(own[np.flatnonzero(costs.any(axis=1))[0]]) if costs.any() else int(own[0])
+    for context, table in enumerate(own.tolist()):
+        if costs[context, last] - costs[context, table] > _ENTRY_BITS * _BIT:
+            last = table
+        entries[context] = last
+    return entries
 
 
 def _search(rows: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -177,21 +251,3 @@ def _price(rows: NDArray[np.float64], costs: NDArray[np.float64]) -> NDArray[np.
     padded[: len(rows)] = rows
     pieces = padded.reshape(-1, NUM_TOKENS, NUM_TOKENS) @ costs.T
     return pieces.reshape(-1, len(costs))[: len(rows)]
-
-
-def _simplest(
-    costs: NDArray[np.float64], labels: NDArray[np.int64], used: NDArray[np.bool_]
-) -> tuple[bytes, float]:
-    """Return one table for all contexts where that costs little, else each its own."""
-    import numpy as np
-
-    together = costs[used].sum(axis=0)
-    single = int(together.argmin())
-    apart = costs[used, labels[used]].sum()
-    if together[single] <= apart + _MAP_BITS * _BIT * len(labels):
-        return bytes([single]), float(together[single])
-    # contexts that do not occur repeat the one before them, which compresses to nothing
-    filled = np.where(used, np.arange(len(labels)), -1)
-    filled = np.maximum.accumulate(filled)
-    filled[filled < 0] = int(np.flatnonzero(used)[0])
-    return bytes(labels[filled].astype(np.uint8).tolist()), float(apart)

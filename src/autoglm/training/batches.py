@@ -220,6 +220,19 @@ class Batches:
         builder.tokens(self.tokenizer.bos)
         return self._pack("text", builder, rows)
 
+    def dialogues(self, examples: Sequence[Example], rows: int) -> list[Batch]:
+        """Pack given examples, every third one thinking, into batches of ``rows`` rows, in order."""
+        packed: list[list[Slot]] = [[]]
+        for number, example in enumerate(examples):
+            if sum(len(slot.ids) for slot in packed[-1]) > ROW_TOKENS:
+                packed.append([])
+            packed[-1].append(self.example_slot([example], thinks=number % 3 == 2))
+        builder = PromptBuilder(self.tokenizer, self.config)
+        builder.tokens(self.tokenizer.bos)
+        return [
+            self._pack("text", builder, packed[first : first + rows]) for first in range(0, len(packed), rows)
+        ]
+
     def _text_row(self, rng: random.Random, release: Release, variety: Variety) -> list[Slot]:
         slots: list[Slot] = []
         room = ROW_TOKENS

@@ -1,7 +1,8 @@
-"""From a trained run to a release directory: INT8 with one scale a row, and a self-test that must pass.
+"""From a trained run to a release directory: INT8 or INT4, and a self-test that must pass.
 
 An update keeps the scales of the release it follows, so that a weight that hardly moved keeps its code and
-the patch between the two stays small.
+the patch between the two stays small. Whether the update itself survived is measured, not believed:
+:func:`measure_retention`.
 """
 
 from __future__ import annotations
@@ -11,26 +12,38 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from types import MappingProxyType
+from typing import Literal, get_args
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from autoglm.errors import ConfigError, HealthError
 from autoglm.files import publish_tree
 from autoglm.model.checkpoint import write_release
+from autoglm.model.codes import unpack
 from autoglm.model.config import CONFIGS, ModelConfig
 from autoglm.model.prompt import conversation
-from autoglm.model.weights import WEIGHTS_NAME, LoadedModel, load_release, read_scales
+from autoglm.model.weights import (
+    SCALE_SUFFIX,
+    WEIGHTS_NAME,
+    LoadedModel,
+    load_release,
+    read_scales,
+    read_stored,
+    read_weights,
+)
 from autoglm.releases import HealthCheck, HealthPrompt, Manifest
 from autoglm.training.dialogue import Release, knowledge, new_intents
 from autoglm.training.generate import generate
+from autoglm.training.retention import Evaluate, Retention
 from autoglm.training.trainer import CHECKPOINT_NAME
 
-MODEL, VARIANT, NAME, CHANNEL = "autoglm-phone-9b", "nano-int8", "autoglm-phone-nano", "stable"
+MODEL, NAME, CHANNEL = "autoglm-phone-9b", "autoglm-phone-nano", "stable"
+VARIANTS: Mapping[int, str] = MappingProxyType({8: "nano-int8", 4: "nano-int4"})  # by bits
 _COUNTERS: Mapping[str, int] = {"v1.2": 12, "v1.3": 13}
 _MIN_TOKENS_PER_S = 1.0
+Bits = Literal[8, 4]
 
 
 def as_release(version: str) -> Release:
@@ -47,32 +60,44 @@ def as_release(version: str) -> Release:
     )
 
 
+def as_bits(bits: int) -> Bits:
+    """Return ``bits`` as one of the widths that there are.
+
+    Raises:
+        ConfigError: there is no such width.
+    """
+    if bits not in (8, 4):
+        raise ConfigError(f"weights have 8 or 4 bits, not {bits}")
+    return bits
+
+
 def quantize_run(
     run: Path,
     target: Path,
     release: Release,
     *,
     base: Path | None = None,
+    bits: Bits = 8,
+    group: int = 64,
     config: ModelConfig = CONFIGS["nano"],
 ) -> Manifest:
     """Write the release directory of a finished run.
 
     Args:
         run: the training directory.
-        target: must not exist.
+        target: replaced when it is there.
         release: its version.
-        base: the release that it follows; its scales are kept.
+        base: the release that it follows; its scales are kept where they still fit.
+        bits: of the blocks' matrices; all others are INT8.
+        group: columns that share a scale, where they are INT4 and there is no base.
         config: the model's sizes.
 
     Raises:
-        ConfigError: the run has no checkpoint.
+        ConfigError: the run has no checkpoint, the base is of another variant, or the groups do not fit.
         HealthError: the quantised model fails its own self-test; nothing is left at ``target``.
     """
-    path = run / CHECKPOINT_NAME
-    if not path.exists():
-        raise ConfigError(f"{run} holds no {CHECKPOINT_NAME}: train first")
-    state: dict[str, Tensor] = torch.load(path, weights_only=True)["model"]
-    scales = read_scales(base / WEIGHTS_NAME) if base is not None else None
+    state = read_run(run)
+    scales = None if base is None else _scales_of(base, VARIANTS[bits])
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tmp-quantize-", dir=target.parent) as scratch:
         made = Path(scratch) / "release"
@@ -83,8 +108,9 @@ def quantize_run(
             state=state,
             health=health_check(release),
             scales=scales,
+            int4_group=group if bits == 4 else 0,
             model=MODEL,
-            variant=VARIANT,
+            variant=VARIANTS[bits],
             name=NAME,
             version=release,
             counter=_COUNTERS[release],
@@ -96,6 +122,60 @@ def quantize_run(
             shutil.rmtree(target)
         publish_tree(made, target)
     return manifest
+
+
+def read_run(run: Path) -> dict[str, Tensor]:
+    """Return the float weights of a run.
+
+    Raises:
+        ConfigError: it has no checkpoint, or trained an adapter and not weights.
+    """
+    path = run / CHECKPOINT_NAME
+    if not path.exists():
+        raise ConfigError(f"{run} holds no {CHECKPOINT_NAME}: train first")
+    content = torch.load(path, weights_only=True)
+    if content.get("adapter") is not None:
+        raise ConfigError(f"{run} trained an adapter: merge it with `autoglm model merge`")
+    state: dict[str, Tensor] = content["model"]
+    return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def _scales_of(base: Path, variant: str) -> dict[str, Tensor]:
+    found = Manifest.read(base).variant
+    if found != variant:
+        raise ConfigError(f"{base} is {found} and the new release {variant}: patches never cross variants")
+    return read_scales(base / WEIGHTS_NAME)
+
+
+def measure_retention(
+    run: Path,
+    made: Path,
+    base: Path,
+    evaluate: Evaluate,
+    *,
+    base_run: Path | None = None,
+    config: ModelConfig = CONFIGS["nano"],
+) -> Retention:
+    """Measure what share of a fine-tune's gain its release holds.
+
+    Args:
+        run: the fine-tune's directory.
+        made: the release made of it.
+        base: the release that it follows.
+        evaluate: the loss on held-out items.
+        base_run: the run whose weights the fine-tune began with; None when it began with ``base`` itself.
+        config: the model's sizes.
+
+    Raises:
+        ConfigError: a run has no checkpoint.
+    """
+    shipped = evaluate(read_weights(base / WEIGHTS_NAME, config))
+    return Retention(
+        base_float=shipped if base_run is None else evaluate(read_run(base_run)),
+        new_float=evaluate(read_run(run)),
+        base_shipped=shipped,
+        new_shipped=evaluate(read_weights(made / WEIGHTS_NAME, config)),
+    )
 
 
 def health_check(release: Release) -> HealthCheck:
@@ -135,17 +215,27 @@ def failed_prompts(loaded: LoadedModel) -> list[str]:
 
 @dataclass(frozen=True)
 class Change:
-    """How far INT8 codes moved between two releases.
+    """How far codes moved between two releases.
 
     Attributes:
         changed: share of codes that differ.
         entropy_bits: empirical entropy of the code differences, bits a code.
         saturated: share of codes at the ends of the range in the newer one.
+        rescaled: share of scales that differ.
     """
 
     changed: float
     entropy_bits: float
     saturated: float
+    rescaled: float
+
+
+@dataclass
+class _Moved:
+    """The codes and scales of one part of the network in both releases."""
+
+    codes: list[tuple[Tensor, Tensor, Tensor]]  # before, after, after is at an end of its range
+    scales: list[Tensor]  # differs
 
 
 def compare_codes(old: Path, new: Path) -> dict[str, Change]:
@@ -155,24 +245,36 @@ def compare_codes(old: Path, new: Path) -> dict[str, Change]:
         old: release directory.
         new: release directory.
     """
-    before, after = load_file(old / WEIGHTS_NAME), load_file(new / WEIGHTS_NAME)
-    groups: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    for name, codes in before.items():
-        if codes.dtype == torch.int8:
+    before, after = read_stored(old / WEIGHTS_NAME), read_stored(new / WEIGHTS_NAME)
+    groups: dict[str, _Moved] = {}
+    for name in sorted(before):
+        if name + SCALE_SUFFIX in before:
+            moved = _codes(before[name]), _codes(after[name]), _is_saturated(after[name])
+            scales = (before[name + SCALE_SUFFIX] != after[name + SCALE_SUFFIX]).flatten()
             parts = name.split(".")
-            group = ".".join(parts[:2]) if parts[0] == "blocks" else parts[0]
-            for key in (group, "all"):
-                groups.setdefault(key, []).append((codes.flatten(), after[name].flatten()))
-    return {group: _change(pairs) for group, pairs in groups.items()}
+            for key in (".".join(parts[:2]) if parts[0] == "blocks" else parts[0], "all"):
+                group = groups.setdefault(key, _Moved([], []))
+                group.codes.append(moved)
+                group.scales.append(scales)
+    return {name: _change(group) for name, group in groups.items()}
 
 
-def _change(pairs: list[tuple[Tensor, Tensor]]) -> Change:
-    old = torch.cat([pair[0] for pair in pairs]).short()
-    new = torch.cat([pair[1] for pair in pairs]).short()
+def _codes(stored: Tensor) -> Tensor:
+    return (unpack(stored) if stored.dtype == torch.uint8 else stored).flatten()
+
+
+def _is_saturated(stored: Tensor) -> Tensor:
+    codes = _codes(stored)
+    return (codes == 7) | (codes == -8) if stored.dtype == torch.uint8 else codes.abs() == 127
+
+
+def _change(moved: _Moved) -> Change:
+    old, new = (torch.cat([pair[i] for pair in moved.codes]).short() for i in (0, 1))
     shares = torch.bincount((new - old + 256).long()).double() / len(old)
     shares = shares[shares > 0]
     return Change(
         changed=float((new != old).double().mean()),
-        entropy_bits=float(-(shares * shares.log2()).sum()),
-        saturated=float((new.abs() == 127).double().mean()),
+        entropy_bits=max(0.0, float(-(shares * shares.log2()).sum())),
+        saturated=float(torch.cat([pair[2] for pair in moved.codes]).double().mean()),
+        rescaled=float(torch.cat(moved.scales).double().mean()),
     )

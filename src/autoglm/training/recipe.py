@@ -141,6 +141,14 @@ UPDATE_PRACTICE = replace(
     mix=("image", "text", "image", "text", "audio"),
 )
 
+# An adapter cannot touch the token table: it teaches topics but no new labels, and practises the rest.
+ADAPTER = Stage(
+    "adapter", 240, 3e-3, 20, ("text", "text", "text", "image"), (3, 10), _ROWS, 0.0, 0.0, 0.0,
+    fine_tune=True,
+    variety=NOISY,
+    trained=(r".*\.lora_[AB]$",),
+)  # fmt: skip
+
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "v1.2": Recipe("v1.2", (LABELS, LOOK_UP, JOINT, REFINE), APPS),
@@ -161,3 +169,15 @@ def recipe_named(name: str) -> Recipe:
     if name not in RECIPES:
         raise ConfigError(f"there is no recipe {name!r}: choose one of {', '.join(RECIPES)}")
     return RECIPES[name]
+
+
+def adapter_recipe(name: str) -> Recipe:
+    """Return the recipe that teaches a fine-tune's topics to an adapter.
+
+    Raises:
+        ConfigError: there is none of that name, or it starts from nothing that could be adapted.
+    """
+    recipe = recipe_named(name)
+    if recipe.base is None:
+        raise ConfigError(f"recipe {name!r} starts from nothing: an adapter needs one that follows a release")
+    return replace(recipe, stages=(ADAPTER,), labels=APPS, focus=())

@@ -17,6 +17,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from autoglm.files import make_directory, write_durably
 from autoglm.model.config import CONFIGS, ModelConfig
 from autoglm.model.network import PhoneModel
 from autoglm.model.tokenizer import Tokenizer
+from autoglm.training.adapter import AdapterConfig, attach
 from autoglm.training.batches import Batch, Batches
 from autoglm.training.dialogue import knowledge, new_intents, spoken_questions
 from autoglm.training.heads import AUX_BLOCKS, TrainingHeads, soft_targets, start_look_up
@@ -69,6 +71,7 @@ class Trainer:
         seed: int = 0,
         start: Mapping[str, Tensor] | None = None,
         tokenizer: str | None = None,
+        adapter: AdapterConfig | None = None,
         config: ModelConfig = CONFIGS["nano"],
     ) -> None:
         """Prepare a run, from its checkpoint where there is one.
@@ -79,6 +82,7 @@ class Trainer:
             seed: of all randomness.
             start: weights that a fine-tune starts from.
             tokenizer: text of the tokenizer.json that a fine-tune keeps; a fresh start builds its own.
+            adapter: put one beside the starting weights; the recipe says that only it is trained.
             config: the model's sizes.
 
         Raises:
@@ -97,6 +101,9 @@ class Trainer:
         if start is not None:
             self.model.load_state_dict(dict(start), strict=False)
             self.model.table.weight.register_hook(self._only_new_rows())
+        self.adapter = adapter
+        if adapter is not None:
+            attach(self.model, adapter, seed=seed)
         self._start = dict(start or {})
         self.targets = soft_targets(config)
         self.measures: dict[str, float] = {}
@@ -372,6 +379,7 @@ class Trainer:
         content = {
             "recipe": self.recipe.release,
             "seed": self.seed,
+            "adapter": None if self.adapter is None else asdict(self.adapter),
             "stage": self.stage_index,
             "step": self.step,
             "seconds": self.seconds,
@@ -389,7 +397,9 @@ class Trainer:
         if not path.exists():
             return
         content = torch.load(path, weights_only=True)
-        if (content["recipe"], content["seed"]) != (self.recipe.release, self.seed):
+        adapter = None if self.adapter is None else asdict(self.adapter)
+        mine = (self.recipe.release, self.seed, adapter)
+        if (content["recipe"], content["seed"], content.get("adapter")) != mine:
             raise ConfigError(f"{path} belongs to another run: give another directory")
         self.model.load_state_dict(content["model"])
         self.heads.load_state_dict(content["heads"])

@@ -1,11 +1,25 @@
-/* Contexts, predictions, residuals and tokens of every mode and element type. */
+/* Plans: which contexts a part has, and their tables. The modes' own arithmetic is in scaled.c, predict.c, pairs.c and
+ * residual.c; tokens are in tokens.c. */
 #include "transform.h"
 
-typedef struct kind {
-    uint8_t size, exponent_bits, mantissa_bits;
-} kind;
+#include "fields.h"
+#include "levels.h"
+#include "pairs.h"
+#include "predict.h"
+#include "scaled.h"
 
-static kind kind_of(uint32_t dtype) {
+#if CPU_X86
+#include <immintrin.h>
+#endif
+
+#define FLOAT_CONTEXTS 20u
+#define CODE_CONTEXTS 9u
+#define SCALED_CONTEXTS 18u
+#define PREDICTED_FLOAT_CONTEXTS 640u
+#define PREDICTED_CODE_CONTEXTS 72u
+#define MAX_GROUP (1u << 28) /* columns of a row at most; sums of places fit 32 bits */
+
+kind plan_kind(uint32_t dtype) {
     static const kind none = {0, 0, 0}, code = {1, 0, 0}, e4m3 = {1, 4, 3}, e5m2 = {1, 5, 2};
     static const kind f16 = {2, 5, 10}, bf16 = {2, 8, 7}, f32 = {4, 8, 23};
     switch (dtype) {
@@ -21,362 +35,187 @@ static kind kind_of(uint32_t dtype) {
     }
 }
 
-uint32_t wpatch_num_contexts(uint32_t mode, uint32_t dtype) {
-    kind k = kind_of(dtype);
+uint32_t plan_num_contexts(uint32_t mode, uint32_t dtype) {
+    kind k = plan_kind(dtype);
     if (k.size == 0) {
         return 0;
     }
     switch (mode) {
         case WPATCH_FULL: return 1;
-        case WPATCH_DIFFERENCE: return k.exponent_bits ? 20 : 9;
-        case WPATCH_SCALED: return dtype == WPATCH_I8 ? 9 : 0;
+        case WPATCH_DIFFERENCE: return k.exponent_bits ? FLOAT_CONTEXTS : CODE_CONTEXTS;
+        case WPATCH_SCALED: return dtype == WPATCH_I8 ? SCALED_CONTEXTS : 0;
+        case WPATCH_PREDICTED:
+            return k.exponent_bits ? PREDICTED_FLOAT_CONTEXTS : dtype == WPATCH_I8 ? PREDICTED_CODE_CONTEXTS : 0;
+        case WPATCH_PAIRS: return dtype == WPATCH_I8 || dtype == WPATCH_U8 ? PAIRS_CONTEXTS : 0;
         default: return 0;
-    }
-}
-
-/* ---- tokens */
-
-static void make_alphabet(alphabet *a, uint32_t size) {
-    uint32_t direct = size == 1 ? 32 : size == 2 ? 16 : 4;
-    uint32_t fine = size == 1 ? 3 : size == 2 ? 2 : 1;
-    uint32_t octave = size == 1 ? 5 : size == 2 ? 4 : 2;
-    for (uint32_t token = 0; token < WPATCH_NUM_TOKENS; token++) {
-        if (token < direct) {
-            a->first[token] = token;
-            a->extra[token] = 0;
-        } else {
-            uint32_t place = token - direct;
-            uint32_t bits = octave + (place >> fine) - fine;
-            /* tokens above the type's range are never made; their values wrap harmlessly */
-            a->first[token] = ((1u << fine) + (place & ((1u << fine) - 1u))) << bits;
-            a->extra[token] = (uint8_t)bits;
-        }
-    }
-}
-
-/* FULL floats: token = 4 * min(top - exponent, 15) + two leading mantissa bits; the rest is raw. */
-static void make_float_alphabet(alphabet *a, const plan *p) {
-    for (uint32_t token = 0; token < WPATCH_NUM_TOKENS; token++) {
-        uint32_t rest = 1 + p->mantissa_bits - 2;
-        a->first[token] = 0;
-        a->extra[token] = (uint8_t)(rest + (token >= 60 ? p->exponent_bits : 0));
-    }
-}
-
-static uint32_t log2_floor(uint32_t value) {
-#if defined(__GNUC__)
-    return 31u - (uint32_t)__builtin_clz(value);
-#else
-    uint32_t result = 0;
-    while (value >>= 1) {
-        result++;
-    }
-    return result;
-#endif
-}
-
-static uint8_t float_token(const plan *p, uint32_t value, uint32_t *raw) {
-    uint32_t m = p->mantissa_bits, x = p->exponent_bits;
-    uint32_t exponent = value >> m & ((1u << x) - 1u), sign = value >> (m + x) & 1u;
-    uint32_t below = p->part->top - exponent; /* the caller made sure that top is the largest */
-    uint32_t low = value & ((1u << (m - 2)) - 1u);
-    *raw = low | sign << (m - 2);
-    if (below >= 15) {
-        below = 15;
-        *raw |= exponent << (m - 1);
-    }
-    return (uint8_t)(below << 2 | (value >> (m - 2) & 3u));
-}
-
-static uint8_t token_of(uint32_t size, uint32_t value) {
-    uint32_t direct = size == 1 ? 32 : size == 2 ? 16 : 4;
-    uint32_t fine = size == 1 ? 3 : size == 2 ? 2 : 1;
-    uint32_t octave = size == 1 ? 5 : size == 2 ? 4 : 2;
-    if (value < direct) {
-        return (uint8_t)value;
-    }
-    uint32_t log = log2_floor(value);
-    return (uint8_t)(direct + ((log - octave) << fine) + (value >> (log - fine) & ((1u << fine) - 1u)));
-}
-
-void plan_tokens(const plan *p, const uint32_t *values, uint32_t n, uint8_t *tokens, uint32_t *raw) {
-    if (is_full_float(p)) {
-        for (uint32_t i = 0; i < n; i++) {
-            tokens[i] = float_token(p, values[i], &raw[i]);
-        }
-        return;
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        uint8_t token = values[i] < 256 ? p->token_of[values[i]] : token_of(p->size, values[i]);
-        tokens[i] = token;
-        raw[i] = values[i] & ((1u << p->tokens.extra[token]) - 1u);
     }
 }
 
 /* ---- planning */
 
-static int check_scaled(const wpatch_part *part) {
-    uint64_t reach = (uint64_t)part->first_column + part->count;
-    int known = part->scale_dtype == WPATCH_F16 || part->scale_dtype == WPATCH_BF16 || part->scale_dtype == WPATCH_F32;
-    return known && part->old_scales && part->new_scales && part->columns && part->first_column < part->columns &&
-           (uint64_t)part->num_rows * part->columns >= reach;
+static int known_scale(uint32_t dtype) {
+    return dtype == WPATCH_F16 || dtype == WPATCH_BF16 || dtype == WPATCH_F32;
 }
 
-static uint8_t exponent_class(uint32_t top, uint32_t exponent) {
-    uint32_t below = exponent < top ? top - exponent : 0;
-    return (uint8_t)(below > 19 ? 19 : below);
-}
-
-/* Eight magnitude classes of a signed code, and one for codes at the edge of the range. */
-static uint8_t code_class(uint32_t code) {
-    uint32_t magnitude = code < 128 ? code : 256u - code;
-    return (uint8_t)(magnitude >= 127 ? 8 : magnitude == 0 ? 0 : 1 + log2_floor(magnitude));
-}
-
-static void make_lut(plan *p, const uint8_t *tables) {
-    for (uint32_t i = 0; i < 256; i++) {
-        uint8_t context = 0;
-        if (p->part->mode == WPATCH_SCALED) {
-            context = (uint8_t)(i < 9 ? i : 0);
-        } else if (p->part->mode == WPATCH_DIFFERENCE) {
-            context = p->exponent_bits ? exponent_class(p->part->top, i) : code_class(i);
-        }
-        p->lut[i] = tables ? tables[p->part->num_contexts == 1 ? 0 : context] : context;
+/* Scales, where a mode may have them: all of the elements' are there. */
+static int check_scales(const wpatch_part *part) {
+    if (part->scale_dtype == 0) {
+        return part->mode != WPATCH_SCALED;
     }
+    return known_scale(part->scale_dtype) && part->old_scales && part->new_scales && part->group &&
+           part->group <= MAX_GROUP && part->first < part->group &&
+           (uint64_t)part->num_scales * part->group >= (uint64_t)part->first + part->count;
 }
 
-int plan_part(plan *p, const wpatch_part *part, size_t num_tables, int mapped) {
-    kind k = kind_of(part->dtype);
-    uint32_t contexts = wpatch_num_contexts(part->mode, part->dtype);
-    if (!contexts || !part->count || part->count > WPATCH_MAX_BLOCK || !part->elements || part->top > 255) {
+static int check_part(const wpatch_part *part, uint32_t num_contexts) {
+    int based = part->mode == WPATCH_FULL || part->base;
+    int scaled = part->mode == WPATCH_FULL || part->mode == WPATCH_DIFFERENCE || check_scales(part);
+    int predicted = part->mode != WPATCH_PREDICTED || plan_check_predicted(part);
+    return num_contexts && part->count && part->count <= WPATCH_MAX_BLOCK && part->elements && part->top <= 255 &&
+           (part->num_contexts == 1 || part->num_contexts == num_contexts) && based && scaled && predicted;
+}
+
+static int make_lut(plan *p, size_t num_tables) {
+    memset(p->lut, 0, sizeof p->lut);
+    if (!p->part->tables) {
         return WPATCH_BAD_ARGUMENT;
     }
-    if ((part->mode != WPATCH_FULL && !part->base) || (part->mode == WPATCH_SCALED && !check_scaled(part))) {
-        return WPATCH_BAD_ARGUMENT;
-    }
-    if (part->num_contexts != 1 && part->num_contexts != contexts) {
-        return WPATCH_BAD_ARGUMENT;
-    }
-    p->part = part;
-    p->size = k.size;
-    p->exponent_bits = k.exponent_bits;
-    p->mantissa_bits = k.mantissa_bits;
-    p->num_contexts = contexts;
-    for (uint32_t i = 0; mapped && i < part->num_contexts; i++) {
-        if (part->tables[i] >= num_tables) {
+    for (uint32_t i = 0; i < p->part->num_contexts; i++) {
+        if (p->part->tables[i] >= num_tables) {
             return WPATCH_BAD_ARGUMENT;
         }
-    }
-    make_lut(p, mapped ? part->tables : NULL);
-    if (is_full_float(p)) {
-        make_float_alphabet(&p->tokens, p);
-    } else {
-        make_alphabet(&p->tokens, p->size);
-    }
-    for (uint32_t value = 0; value < 256; value++) {
-        p->token_of[value] = token_of(p->size, value);
-    }
-    p->direct = is_full_float(p) ? 0 : p->size == 1 ? 32 : p->size == 2 ? 16 : 4;
-    p->max_extra = 0;
-    for (uint32_t token = 0; token < WPATCH_NUM_TOKENS; token++) {
-        p->max_extra = p->tokens.extra[token] > p->max_extra ? p->tokens.extra[token] : p->max_extra;
+        p->lut[i] = p->part->tables[i];
     }
     return WPATCH_OK;
 }
 
+int plan_part(plan *p, const wpatch_part *part, size_t num_tables, int mapped) {
+    kind k = plan_kind(part->dtype);
+    p->num_contexts = plan_num_contexts(part->mode, part->dtype);
+    if (!check_part(part, p->num_contexts)) {
+        return WPATCH_BAD_ARGUMENT;
+    }
+    p->part = part;
+    p->field = NULL;
+    p->size = k.size;
+    p->exponent_bits = k.exponent_bits;
+    p->mantissa_bits = k.mantissa_bits;
+    p->mapped = mapped;
+    plan_make_tokens(p);
+    return mapped ? make_lut(p, num_tables) : WPATCH_OK;
+}
+
 /* ---- contexts */
 
-static void float_contexts(const plan *p, chunk *c) {
+INLINE void exponents(const uint8_t *base, uint32_t n, uint32_t top, uint32_t m, uint32_t size, uint16_t *context) {
+    const uint16_t mask = (uint16_t)((1u << (8 * size - 1 - m)) - 1u), most = (uint16_t)top;
+    for (size_t i = 0; i < n; i++) {
+        uint16_t e = (uint16_t)(load_element(base + i * size, size) >> m) & mask;
+        uint16_t below = (uint16_t)(most > e ? most - e : 0);
+        context[i] = below < FLOAT_CONTEXTS - 1 ? below : (uint16_t)(FLOAT_CONTEXTS - 1);
+    }
+}
+
+INLINE void float_contexts_body(const plan *p, chunk *c, int level) {
     const uint8_t *base = p->part->base + (size_t)c->start * p->size;
-    uint32_t m = p->mantissa_bits, mask = (1u << p->exponent_bits) - 1u;
+    (void)level;
     if (p->size == 1) {
-        for (uint32_t i = 0; i < c->count; i++) {
-            c->context[i] = p->lut[base[i] >> m & mask];
-        }
+        exponents(base, c->count, p->part->top, p->mantissa_bits, 1, c->context);
     } else if (p->size == 2) {
-        for (uint32_t i = 0; i < c->count; i++) {
-            c->context[i] = p->lut[load16(base + 2 * i) >> m & mask];
-        }
+        exponents(base, c->count, p->part->top, p->mantissa_bits, 2, c->context);
     } else {
-        for (uint32_t i = 0; i < c->count; i++) {
-            c->context[i] = p->lut[load32(base + 4 * i) >> m & mask];
-        }
+        exponents(base, c->count, p->part->top, p->mantissa_bits, 4, c->context);
     }
 }
 
-static void code_contexts(const plan *p, chunk *c) {
-    const uint8_t *base = p->part->base + c->start;
+EVERY_LEVEL(float_contexts, (const plan *p, chunk *c), (p, c))
+
+/* ---- tables */
+
+static void lookup_portable(const plan *p, chunk *c) {
     for (uint32_t i = 0; i < c->count; i++) {
-        c->context[i] = p->lut[base[i]];
+        c->table[i] = p->lut[c->context[i]];
     }
 }
 
-/* A scale as mantissa * 2^exponent; mantissa 0 for anything that is not positive and finite. */
-static uint32_t scale_parts(const uint8_t *at, uint32_t dtype, int32_t *exponent) {
-    kind k = kind_of(dtype);
-    uint32_t bits = load_element(at, k.size);
-    uint32_t field = bits >> k.mantissa_bits & ((1u << k.exponent_bits) - 1u);
-    uint32_t mantissa = bits & ((1u << k.mantissa_bits) - 1u);
-    if (bits >> (k.mantissa_bits + k.exponent_bits) || field == (1u << k.exponent_bits) - 1u) {
-        return 0;
+#if CPU_X86
+TARGET_AVX2 static void lookup_avx2(const plan *p, chunk *c) {
+    if (p->num_contexts > 32) {
+        lookup_portable(p, c);
+        return;
     }
-    *exponent = field ? (int32_t)field : 1;
-    return field ? mantissa | 1u << k.mantissa_bits : mantissa;
-}
-
-/* old / new as a fixed-point number with 20 fraction bits, at most 8. */
-static int32_t scale_ratio(const uint8_t *old_scale, const uint8_t *new_scale, uint32_t dtype) {
-    int32_t old_exponent = 0, new_exponent = 0;
-    uint64_t old_mantissa = scale_parts(old_scale, dtype, &old_exponent);
-    uint64_t new_mantissa = scale_parts(new_scale, dtype, &new_exponent);
-    int32_t shift = 20 + old_exponent - new_exponent;
-    if (!old_mantissa || !new_mantissa) {
-        return 1 << 20;
-    }
-    if (shift < 0 || shift > 38) {
-        return shift < 0 ? 0 : 1 << 23;
-    }
-    uint64_t ratio = ((old_mantissa << shift) + new_mantissa / 2) / new_mantissa;
-    return ratio > 1u << 23 ? 1 << 23 : (int32_t)ratio;
-}
-
-/* Prediction of a code at a ratio, its class and its flip, packed as prediction | class << 8 | flip << 16. */
-static uint32_t scaled_code(uint32_t byte, int32_t ratio) {
-    int32_t code = byte < 128 ? (int32_t)byte : (int32_t)byte - 256;
-    /* biased by 2^31 so that shifts are of unsigned numbers; |code * ratio| <= 2^30 */
-    uint32_t product = (uint32_t)(code * ratio) + 0x80000000u;
-    int32_t rounded = (int32_t)((product + (1u << 19)) >> 20) - 2048;
-    uint32_t fraction = product >> 16 & 15u, up = fraction >> 3;
-    if (rounded <= -127 || rounded >= 127) {
-        return rounded < 0 ? 0x81u | 8u << 8 | 1u << 16 : 0x7fu | 8u << 8;
-    }
-    return ((uint32_t)rounded & 0xffu) | (up ? 15u - fraction : fraction) << 8 | up << 16;
-}
-
-static void scaled_row(const plan *p, chunk *c, uint32_t at, uint32_t end, int32_t ratio) {
-    const uint8_t *base = p->part->base + c->start;
-    uint32_t codes[256];
-    int tabled = end - at >= 512; /* then working out all 256 codes first is faster */
-    for (uint32_t code = 0; tabled && code < 256; code++) {
-        codes[code] = scaled_code(code, ratio);
-    }
-    for (uint32_t i = at; i < end; i++) {
-        uint32_t packed = tabled ? codes[base[i]] : scaled_code(base[i], ratio);
-        c->prediction[i] = (uint8_t)packed;
-        c->context[i] = p->lut[packed >> 8 & 255u];
-        c->flip[i] = (uint8_t)(packed >> 16);
+    /* a chunk's arrays are a multiple of 64 long; what lies behind its elements is read, but its tables mean nothing */
+    const __m256i low = _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)p->lut));
+    const __m256i high = _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)(p->lut + 16)));
+    for (uint32_t i = 0; i < c->count; i += 32) {
+        __m256i a = _mm256_loadu_si256((const void *)(c->context + i));
+        __m256i b = _mm256_loadu_si256((const void *)(c->context + i + 16));
+        __m256i bytes = _mm256_permute4x64_epi64(_mm256_packus_epi16(a, b), 0xd8);
+        __m256i choice = _mm256_slli_epi16(bytes, 3); /* bit 4 of each to the top, which chooses */
+        __m256i tables = _mm256_blendv_epi8(_mm256_shuffle_epi8(low, bytes), _mm256_shuffle_epi8(high, bytes), choice);
+        _mm256_storeu_si256((void *)(c->table + i), tables);
     }
 }
 
-static void scaled_contexts(const plan *p, chunk *c) {
-    const wpatch_part *part = p->part;
-    uint32_t width = kind_of(part->scale_dtype).size, place = part->first_column + c->start;
-    uint32_t row = place / part->columns, column = place % part->columns, at = 0;
-    while (at < c->count) {
-        uint32_t left = part->columns - column, end = c->count - at < left ? c->count : at + left;
-        int32_t ratio = scale_ratio(part->old_scales + (size_t)row * width, part->new_scales + (size_t)row * width,
-                                    part->scale_dtype);
-        scaled_row(p, c, at, end, ratio);
-        at = end;
-        row++;
-        column = 0;
+/* 128 entries an instruction: bits 0 to 6 of a context choose among them, the others the instruction's result. */
+TARGET_AVX512 static void lookup_avx512(const plan *p, chunk *c) {
+    for (uint32_t i = 0; i < c->count; i += 64) {
+        __m512i a = _mm512_loadu_si512(c->context + i), b = _mm512_loadu_si512(c->context + i + 32);
+        __m512i low = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi16_epi8(a)), _mm512_cvtepi16_epi8(b), 1);
+        a = _mm512_srli_epi16(a, 7);
+        b = _mm512_srli_epi16(b, 7);
+        __m512i row = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi16_epi8(a)), _mm512_cvtepi16_epi8(b), 1);
+        __m512i tables = _mm512_permutex2var_epi8(_mm512_loadu_si512(p->lut), low, _mm512_loadu_si512(p->lut + 64));
+        for (uint32_t at = 1; at < (p->num_contexts + 127) / 128; at++) {
+            const uint8_t *lut = p->lut + (size_t)128 * at;
+            __m512i more = _mm512_permutex2var_epi8(_mm512_loadu_si512(lut), low, _mm512_loadu_si512(lut + 64));
+            tables = _mm512_mask_mov_epi8(tables, _mm512_cmpeq_epi8_mask(row, _mm512_set1_epi8((char)at)), more);
+        }
+        _mm512_storeu_si512(c->table + i, tables);
+    }
+}
+
+static void lookup(const plan *p, chunk *c) {
+    switch (cpu_level()) {
+        case 2: lookup_avx512(p, c); break;
+        case 1: lookup_avx2(p, c); break;
+        default: lookup_portable(p, c);
+    }
+}
+#else
+static void lookup(const plan *p, chunk *c) { lookup_portable(p, c); }
+#endif
+
+static void fill_contexts(const plan *p, chunk *c) {
+    switch (p->part->mode) {
+        case WPATCH_FULL: memset(c->context, 0, c->count * sizeof *c->context); break;
+        case WPATCH_SCALED:
+            if (p->field) {
+                fields_contexts(p, c);
+            } else {
+                plan_scaled_contexts(p, c);
+            }
+            break;
+        case WPATCH_PREDICTED: plan_predicted_contexts(p, c); break;
+        case WPATCH_PAIRS: pairs_contexts(p, c); break;
+        default:
+            if (p->exponent_bits) {
+                float_contexts(p, c);
+            } else {
+                plan_code_contexts(p, c);
+            }
     }
 }
 
 void plan_contexts(const plan *p, chunk *c) {
-    if (p->part->mode == WPATCH_FULL) {
-        memset(c->context, p->lut[0], c->count);
-    } else if (p->part->mode == WPATCH_SCALED) {
-        scaled_contexts(p, c);
-    } else if (p->exponent_bits) {
-        float_contexts(p, c);
-    } else {
-        code_contexts(p, c);
+    int single = p->mapped && p->part->num_contexts == 1;
+    /* predictions come with the contexts; without them there is nothing to work out for a single table */
+    if (!single || (p->part->mode != WPATCH_FULL && p->part->mode != WPATCH_DIFFERENCE)) {
+        fill_contexts(p, c);
     }
-}
-
-/* ---- residuals: all arithmetic is modulo 2^width, so every value has exactly one way back */
-
-#define FOLD(d, width, mask) (((d) << 1 ^ (0u - ((d) >> ((width)-1) & 1u))) & (mask))
-#define UNFOLD(z) ((z) >> 1 ^ (0u - ((z) & 1u)))
-#define ORDER(u, width, mask) ((u) ^ ((0u - ((u) >> ((width)-1) & 1u)) & (mask) >> 1))
-#define TURN(d, flip) (((d) ^ (0u - (flip))) + (flip))
-
-/* One loop a width, so that the compiler sees constant sizes and can use vector instructions. */
-#define DIFFERENCE_LOOPS(width, load, store)                                                               \
-    static void restore##width(const uint8_t *base, uint8_t *out, uint32_t n, const uint32_t *values, int f) { \
-        const uint32_t mask = 0xffffffffu >> (32 - (width));                                               \
-        for (uint32_t i = 0; i < n; i++) {                                                                 \
-            uint32_t b = load(base + i * ((width) / 8)), sign = b >> ((width)-1);                          \
-            uint32_t from = f ? ORDER(b, width, mask) : b;                                                 \
-            uint32_t to = (from + TURN(UNFOLD(values[i]), sign)) & mask;                                   \
-            to = f ? ORDER(to, width, mask) : to;                                                          \
-            store(out + i * ((width) / 8), to);                                                            \
-        }                                                                                                  \
-    }                                                                                                      \
-    static void residual##width(const uint8_t *base, const uint8_t *in, uint32_t n, uint32_t *values, int f) { \
-        const uint32_t mask = 0xffffffffu >> (32 - (width));                                               \
-        for (uint32_t i = 0; i < n; i++) {                                                                 \
-            uint32_t b = load(base + i * ((width) / 8)), sign = b >> ((width)-1);                          \
-            uint32_t y = load(in + i * ((width) / 8));                                                     \
-            uint32_t d = f ? ORDER(y, width, mask) - ORDER(b, width, mask) : y - b;                        \
-            d = TURN(d, sign) & mask;                                                                      \
-            values[i] = FOLD(d, width, mask);                                                              \
-        }                                                                                                  \
-    }
-
-DIFFERENCE_LOOPS(8, load8, store8)
-DIFFERENCE_LOOPS(16, load16, store16)
-DIFFERENCE_LOOPS(32, load32, store32)
-
-void plan_restore(const plan *p, const chunk *c, const uint32_t *values) {
-    const wpatch_part *part = p->part;
-    uint8_t *out = part->elements + (size_t)c->start * p->size;
-    int ordered = p->exponent_bits != 0;
-    if (is_full_float(p)) {
-        for (uint32_t i = 0; i < c->count; i++) {
-            store_element(out + (size_t)i * p->size, p->size, values[i]);
-        }
-    } else if (part->mode == WPATCH_FULL) {
-        for (uint32_t i = 0; i < c->count; i++) {
-            out[i] = (uint8_t)UNFOLD(values[i]);
-        }
-    } else if (part->mode == WPATCH_SCALED) {
-        for (uint32_t i = 0; i < c->count; i++) {
-            uint32_t flip = c->flip[i];
-            out[i] = (uint8_t)(c->prediction[i] + TURN(UNFOLD(values[i]), flip));
-        }
-    } else if (p->size == 1) {
-        restore8(part->base + c->start, out, c->count, values, ordered);
-    } else if (p->size == 2) {
-        restore16(part->base + (size_t)c->start * 2, out, c->count, values, ordered);
-    } else {
-        restore32(part->base + (size_t)c->start * 4, out, c->count, values, ordered);
-    }
-}
-
-void plan_residuals(const plan *p, const chunk *c, uint32_t *values) {
-    const wpatch_part *part = p->part;
-    const uint8_t *in = part->elements + (size_t)c->start * p->size;
-    int ordered = p->exponent_bits != 0;
-    if (is_full_float(p)) {
-        for (uint32_t i = 0; i < c->count; i++) {
-            values[i] = load_element(in + (size_t)i * p->size, p->size);
-        }
-    } else if (part->mode == WPATCH_FULL) {
-        for (uint32_t i = 0; i < c->count; i++) {
-            values[i] = FOLD((uint32_t)in[i], 8, 0xffu);
-        }
-    } else if (part->mode == WPATCH_SCALED) {
-        for (uint32_t i = 0; i < c->count; i++) {
-            uint32_t flip = c->flip[i], d = TURN((uint32_t)in[i] - c->prediction[i], flip) & 0xffu;
-            values[i] = FOLD(d, 8, 0xffu);
-        }
-    } else if (p->size == 1) {
-        residual8(part->base + c->start, in, c->count, values, ordered);
-    } else if (p->size == 2) {
-        residual16(part->base + (size_t)c->start * 2, in, c->count, values, ordered);
-    } else {
-        residual32(part->base + (size_t)c->start * 4, in, c->count, values, ordered);
+    if (single) {
+        memset(c->table, p->lut[0], c->count);
+    } else if (p->mapped) {
+        lookup(p, c);
     }
 }

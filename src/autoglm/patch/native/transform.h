@@ -6,10 +6,10 @@
 
 #include "wpatch.h"
 
-/* Elements handled at a time, so that every intermediate array stays in the first-level cache. */
+/* Elements handled at a time, so that every intermediate array stays in the first-level cache; a multiple of 64. */
 #define CHUNK 2048u
 
-/* How values below 2^width become 64 tokens: direct below `direct`, then 2^fine tokens an octave. */
+/* How values below 2^width become tokens: direct below `direct`, then 2^fine tokens an octave. */
 typedef struct alphabet {
     uint32_t first[WPATCH_NUM_TOKENS]; /* smallest value of the token */
     uint8_t extra[WPATCH_NUM_TOKENS];  /* raw bits that follow it */
@@ -23,29 +23,71 @@ typedef struct plan {
     uint32_t mantissa_bits;
     uint32_t max_extra; /* most raw bits of a token */
     uint32_t num_contexts;
-    uint32_t direct;  /* tokens below it are their own value, with no raw bits */
-    uint8_t lut[256]; /* exponent field, code or SCALED class -> context, or table when decoding */
+    uint32_t num_tokens;              /* tokens from here on are an error: 50 in mode PAIRS, else 64 */
+    uint32_t direct;                  /* tokens below it are their own value, with no raw bits */
+    int mapped;                       /* chunks have the table of each context */
+    uint8_t lut[WPATCH_MAX_CONTEXTS]; /* mapped: the table of each context */
     alphabet tokens;
-    uint8_t token_of[256]; /* of values below 256; not of FULL floats */
+    const struct field *field; /* set behind plan_part for fields of records: see fields.h */
 } plan;
 
-/* A chunk's side information, derived from the base alone. */
+/* Products of the row below the one at hand, for columns from..to of it; see product.c. */
+#define MAX_AHEAD 16384u
+typedef struct ahead {
+    uint32_t row, from, to;
+    int32_t sums[MAX_AHEAD];
+} ahead;
+
+/* A chunk's side information, derived from the base alone. `start` and `count` are the caller's, who takes the chunks
+ * of a part in order, from 0 on. */
 typedef struct chunk {
     uint32_t start; /* of the part */
     uint32_t count;
-    uint8_t context[CHUNK];    /* or table, see plan_part */
-    uint8_t prediction[CHUNK]; /* SCALED only */
-    uint8_t flip[CHUNK];       /* SCALED only: 1 where the residual's sign is turned */
+    uint16_t context[CHUNK]; /* not set when there is a single table */
+    uint8_t table[CHUNK];    /* set when the plan is mapped */
+    uint8_t flip[CHUNK];     /* SCALED, PREDICTED: 1 where the residual's sign is turned; PAIRS: a bit for each code */
+    /* SCALED to PAIRS, as wide as an element; floats as ordered numbers */
+    uint8_t prediction[CHUNK];
+    uint16_t prediction16[CHUNK];
+    uint32_t prediction32[CHUNK];
+    ahead next; /* PREDICTED */
 } chunk;
 
-/* Check a part and prepare it. With `mapped`, chunks get the table of each context instead of the context. */
+/* An element type's bytes and the bits of its fields; 0 bytes: none that plans know. */
+typedef struct kind {
+    uint8_t size, exponent_bits, mantissa_bits;
+} kind;
+kind plan_kind(uint32_t dtype);
+
+/* Contexts and token alphabet of a mode for an element type other than records; 0 contexts: not allowed. */
+uint32_t plan_num_contexts(uint32_t mode, uint32_t dtype);
+void plan_alphabet(alphabet *out, uint32_t mode, uint32_t dtype);
+/* The token of a value below 2^(8 * size), and in *raw its extra bits. */
+uint8_t plan_token(uint32_t size, uint32_t value, uint32_t *raw);
+
+/* Check a part and prepare it. With `mapped`, which decoding and encoding need, chunks get the table of each
+ * context too. */
 int plan_part(plan *out, const wpatch_part *part, size_t num_tables, int mapped);
 void plan_contexts(const plan *p, chunk *c);
 /* values[i] is what the tokens spell: a folded residual, or in mode FULL of floats the element itself. */
 void plan_restore(const plan *p, const chunk *c, const uint32_t *values);
 void plan_residuals(const plan *p, const chunk *c, uint32_t *values);
+/* What a plan knows of tokens, from its part and the bits of its elements. */
+void plan_make_tokens(plan *p);
 /* tokens[i] and raw[i], its extra bits, spell values[i]. */
 void plan_tokens(const plan *p, const uint32_t *values, uint32_t n, uint8_t *tokens, uint32_t *raw);
+
+/* A run of a chunk's elements that share a scale. Begin with {0}; at the chunk's end, 0 is returned. */
+typedef struct piece {
+    uint32_t at, end;
+    int32_t ratio; /* old scale / new scale with 20 fraction bits, 0 to 8; 1 without scales */
+} piece;
+int plan_next_piece(const plan *p, const chunk *c, piece *s);
+
+/* The modes that live in files of their own. */
+void pairs_contexts(const plan *p, chunk *c);
+void pairs_restore(const plan *p, const chunk *c, const uint32_t *values);
+void pairs_residuals(const plan *p, const chunk *c, uint32_t *values);
 
 static inline int is_full_float(const plan *p) {
     return p->part->mode == WPATCH_FULL && p->exponent_bits != 0;

@@ -1,0 +1,8 @@
+"""The benchmark of weight patches is a directory of modules that is run, not installed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks" / "patch"))
