@@ -159,7 +159,7 @@ def main(library: Path, vectors: Path, rounds: int) -> None:
         patch.apply(base, Path(directory) / "p", Path(directory) / "again")
         assert (Path(directory) / "again").read_bytes() == out.read_bytes()
     rng = random.Random(1)
-    real = real_block(base, vectors / "patch.wpatch")
+    real = real_block(base, vectors / "full.wpatch")
     for _ in range(rounds):
         attack(rng)
         damage(rng, real)

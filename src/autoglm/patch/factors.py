@@ -112,7 +112,7 @@ def settled(observed: Observed, fit: Fit, left: Floats, rounds: int = 1) -> Floa
     """
     import numpy as np
 
-    made, ridge = np.empty_like(left), _ridge(fit.left)
+    made, ridge = np.empty_like(left), _ridge(observed, fit.rest, fit.left)
     for first, past in _chunks(*observed.shape):
         rows, part = observed.rows(first, past), left[first:past]
         weights = rows.weights(fit.rest)
@@ -131,7 +131,7 @@ def _round(observed: Observed, fit: Fit) -> tuple[Floats, Floats]:
     """Take a step of the left factor, then one of the right."""
     import numpy as np
 
-    left, right, ridge = np.empty_like(fit.left), fit.right, _ridge(fit.left)
+    left, right, ridge = np.empty_like(fit.left), fit.right, _ridge(observed, fit.rest, fit.left)
     even = observed.levels is None and not fit.bend.bend
     stiffness = None if even else np.empty(observed.shape, np.float32)
     force, diagonal = np.zeros_like(right), np.zeros_like(right)
@@ -145,7 +145,8 @@ def _round(observed: Observed, fit: Fit) -> tuple[Floats, Floats]:
         if stiffness is not None and stiff is not None:
             stiffness[first:past] = stiff
             diagonal += gather(stiff, part * part)
-    return left, _settle_right(left, right, force, diagonal, stiffness)
+    ridge = _ridge(observed, fit.rest, right)
+    return left, _settle_right(left, right, force, diagonal, stiffness, ridge)
 
 
 def _forces(
@@ -202,12 +203,16 @@ def _settle(changes: Floats, weights: Floats | None, fit: Fit, ridge: Floats) ->
 
 
 def _settle_right(
-    left: Floats, right: Floats, force: Floats, diagonal: Floats, stiffness: Floats | None
+    left: Floats,
+    right: Floats,
+    force: Floats,
+    diagonal: Floats,
+    stiffness: Floats | None,
+    ridge: Floats,
 ) -> Floats:
     """Take one Gauss-Newton step of all rows of the right factor."""
     import numpy as np
 
-    ridge = _ridge(right)
     force -= ridge * right
     if stiffness is None:
         return np.add(right, _shared(force, left, ridge))
@@ -224,11 +229,12 @@ def _settle_right(
     return np.add(right, _conjugate(pull, force, diagonal))
 
 
-def _ridge(factor: Floats) -> Floats:
-    """Return what a normal prior of the columns' present size pulls with: 1 / variance."""
+def _ridge(observed: Observed, rest: float, factor: Floats) -> Floats:
+    """Return what a normal prior of the columns' present size pulls with, in the units of the weights."""
     import numpy as np
 
-    return (1.0 / np.maximum(np.square(factor).mean(axis=0), 1e-12)).astype(np.float32)
+    unit = 1.0 if observed.levels is not None else rest + float(observed.noise[0])
+    return (unit / np.maximum(np.square(factor).mean(axis=0), 1e-12)).astype(np.float32)
 
 
 def _shared(force: Floats, other: Floats, ridge: Floats) -> Floats:

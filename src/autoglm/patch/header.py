@@ -198,11 +198,12 @@ def _write_maps(writer: _Writer, header: Header) -> None:
 
 
 def _distance(a: bytes, b: bytes) -> int:
-    return sum(x != y for x, y in zip(a, b, strict=True))
+    return len(a) - _xor(a, b).count(0)
 
 
 def _xor(a: bytes, b: bytes) -> bytes:
-    return bytes(x ^ y for x, y in zip(a, b, strict=True))
+    # as two large numbers: maps are compared often when a header is written
+    return (int.from_bytes(a, "little") ^ int.from_bytes(b, "little")).to_bytes(len(a), "little")
 
 
 def _check_bytes(stored: bytes) -> bytes:

@@ -52,6 +52,8 @@ _FEW, _MIN_SIDE = 1 << 17, 4
 _RANKS = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 # Most rounds of refinement, and the share of the cost that one must go below to be followed by another.
 _MAX_ROUNDS, _HELPS = 5, 0.99
+# How many lower ranks in a row may be worse before no lower one is tried.
+_PATIENCE = 2
 _MAX_OCTAVES = 8
 # Below this variance of what is left, in squares of the mean change, a model is nearly exact: an adapter.
 _EXACT = 0.01
@@ -222,8 +224,12 @@ class _Search:
         place = top = min(self._guess(begin, ranks) + 1, len(ranks) - 1)
         fit = refined(self.observed, begin.cut(ranks[top]), 1)
         best = self._trial(fit)
-        while place > 0 and (trial := self._trial(fit.cut(ranks[place - 1]))).bits < best.bits:
-            best, place = trial, place - 1
+        for lower in range(top - 1, -1, -1):
+            trial = self._trial(fit.cut(ranks[lower]))
+            if trial.bits < best.bits:
+                best, place = trial, lower
+            elif place - lower >= _PATIENCE:
+                break
         while place == top < len(ranks) - 1:
             top += 1
             trial = self._trial(refined(self.observed, begin.cut(ranks[top]), 1))

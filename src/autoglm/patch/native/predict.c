@@ -29,14 +29,15 @@ typedef struct strip {
     uint16_t classes[STRIP]; /* of the products' sizes */
 } strip;
 
-/* `left` is a constant where this is used. */
+/* `left`, whether the curve shifts to the left, is a constant where this is used. Right shifts of signed numbers are
+ * arithmetic with every compiler. */
 INLINE void bend(const wpatch_curve *q, uint32_t n, strip *s, int left) {
-    const uint32_t drop = q->drop, limit = q->limit, classes = q->classes, shift = (uint32_t)(left ? q->shift : -q->shift);
-    const int32_t slope = q->slope, bend = q->bend;
+    const uint32_t drop = q->drop, limit = q->limit, classes = q->classes;
+    const int32_t slope = q->slope, bend = q->bend, shift = left ? q->shift : -q->shift;
     for (size_t i = 0; i < n; i++) {
         uint32_t side = (uint32_t)(s->moves[i] >> 31), t = (((uint32_t)s->moves[i] ^ side) - side) >> drop;
         t = t < limit ? t : limit;
-        uint32_t k = t * classes >> 16;
+        uint32_t k = t * classes >> 16; /* t * bend and t * slope stay below 2^31 in magnitude */
         uint32_t v = (uint32_t)((int32_t)t * (slope - ((int32_t)t * bend >> 15)));
         v = left ? v << shift : (uint32_t)((int32_t)v >> shift);
         s->moves[i] = (int32_t)((v ^ side) - side);
@@ -44,7 +45,6 @@ INLINE void bend(const wpatch_curve *q, uint32_t n, strip *s, int left) {
     }
 }
 
-/* Right shifts of signed numbers are arithmetic with every compiler. */
 INLINE void curve_body(const wpatch_curve *q, uint32_t n, strip *s, int level) {
     (void)level;
     if (q->shift < 0) {

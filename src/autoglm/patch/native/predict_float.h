@@ -1,8 +1,9 @@
 /* The prediction of floats, for words of BITS bits and elements of at most half of that: 32, or 64 for F32. Internal:
  * predict.c includes it for each.
  *
- * Three loops over a strip, each with numbers of one width, as vectors want them. In a word, LEADING is the place of the
- * first bit of a float with the largest exponent. Right shifts of signed numbers are arithmetic with every compiler.
+ * Three loops over a strip, each with numbers of one width, as vectors want them. In a word, LEADING is the place of
+ * the first bit of a float with the largest exponent; WIDEN makes a word of what moves a float. Right shifts of signed
+ * numbers are arithmetic with every compiler.
  */
 #define JOIN_NAMES(a, b) a##b
 #define JOIN(a, b) JOIN_NAMES(a, b)
@@ -15,10 +16,10 @@
 
 /* What is known of a strip's floats. `parts` are mantissas with three bits of fraction, and the sign on top. */
 typedef struct NAMED(figures) {
-    HALF weights[STRIP]; /* mantissas of the base, with hidden bits and signs */
-    HALF shifts[STRIP];  /* and how far below the top they are */
+    HALF weights[STRIP];                             /* mantissas of the base, with hidden bits and signs */
+    HALF shifts[STRIP];                              /* how far below the top they are */
     HALF exponents[STRIP], parts[STRIP];             /* of the base; exponents of at least 1 */
-    HALF moved_exponents[STRIP], moved_parts[STRIP]; /* of what it moved to; exponent 0: it did not */
+    HALF moved_exponents[STRIP], moved_parts[STRIP]; /* of what it moved to; exponent 0: it did not move */
 } NAMED(figures);
 
 INLINE void NAMED(weigh)(const float_kind *t, const uint8_t *base, uint32_t n, NAMED(figures) *f) {
@@ -73,7 +74,7 @@ INLINE void NAMED(push)(const float_kind *t, const int32_t *moves, uint32_t n, N
         WORD sum = (WORD)((SIGNED_WORD)weight >> f->shifts[i]) + WIDEN(moves[i]);
         WORD side = (WORD)((SIGNED_WORD)sum >> (BITS - 1)), first = NAMED(normalize)((sum ^ side) | 1, &zeros, level);
         SIGNED_WORD e = reach - (SIGNED_WORD)zeros, exponent = e > 1 ? e : 1;
-        /* e is at least top - LEADING, so this shifts by less than BITS */
+        /* e is at least top - LEADING, so that this shifts by less than BITS */
         WORD parts = first >> (BITS - 4 - m) >> (exponent - e);
         f->moved_parts[i] = (HALF)(parts | (side & SIGN));
         f->moved_exponents[i] = (HALF)(moves[i] ? exponent : 0);

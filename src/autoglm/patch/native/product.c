@@ -7,16 +7,19 @@
 #include <immintrin.h>
 #endif
 
+/* Numbers that stay in the nearest cache, and with them the columns' factors of a small matrix. */
+#define NEAR (12u << 10)
+
 /* A piece of a row, or of two rows one below the other: the rows' factors (`below` may be none), those of the columns
  * from the first one of the piece on, and the numbers from one pair of columns' factors to the next. */
-typedef struct patch {
+typedef struct tile {
     const int16_t *left, *below, *right;
     size_t stride;
     uint32_t num_pairs;
-} patch;
+} tile;
 
 /* Sums wrap, as those of the instructions do; within the limits of the factors they never need to. */
-static void sum_portable(const patch *f, const int16_t *left, uint32_t n, int32_t *sums) {
+static void sum_portable(const tile *f, const int16_t *left, uint32_t n, int32_t *sums) {
     memset(sums, 0, n * sizeof *sums);
     for (uint32_t k = 0; k < f->num_pairs; k++) {
         const int16_t *right = f->right + k * f->stride;
@@ -28,7 +31,7 @@ static void sum_portable(const patch *f, const int16_t *left, uint32_t n, int32_
     }
 }
 
-static void product_portable(const patch *f, uint32_t n, int32_t *sums, int32_t *sums_below) {
+static void product_portable(const tile *f, uint32_t n, int32_t *sums, int32_t *sums_below) {
     sum_portable(f, f->left, n, sums);
     if (f->below) {
         sum_portable(f, f->below, n, sums_below);
@@ -44,8 +47,8 @@ static inline int32_t pair_of(const int16_t *left, uint32_t k, uint32_t num_pair
     return pair;
 }
 
-/* Four pairs at a time go over the columns, `lanes` of them an instruction: more pairs, or all pairs for a few columns
- * at a time, jump about more in the factors than the caches like. What is left of the columns goes the `smaller` way. */
+/* Four pairs at a time go over the columns, `lanes` of them an instruction: more pairs, or all pairs for a few columns,
+ * would jump about more in the factors than caches like. What is left of the columns goes the `smaller` way. */
 #define PRODUCT(name, target, vector, lanes, fill, load, multiply, add, store, smaller)                           \
     target static inline vector name##_four(const vector *left, const int16_t *const *right, size_t at) {         \
         vector ab = add(multiply(left[0], load((const void *)(right[0] + 2 * at))),                               \
@@ -54,7 +57,7 @@ static inline int32_t pair_of(const int16_t *left, uint32_t k, uint32_t num_pair
                         multiply(left[3], load((const void *)(right[3] + 2 * at))));                              \
         return add(ab, cd);                                                                                       \
     }                                                                                                             \
-    target static void name(const patch *f, uint32_t n, int32_t *sums, int32_t *sums_below) {                     \
+    target static void name(const tile *f, uint32_t n, int32_t *sums, int32_t *sums_below) {                     \
         const uint32_t whole = n - n % (lanes);                                                                   \
         memset(sums, 0, whole * sizeof *sums);                                                                    \
         if (f->below) {                                                                                           \
@@ -80,7 +83,7 @@ static inline int32_t pair_of(const int16_t *left, uint32_t k, uint32_t num_pair
             }                                                                                                     \
         }                                                                                                         \
         if (whole < n) {                                                                                          \
-            patch rest = {f->left, f->below, f->right + 2 * (size_t)whole, f->stride, f->num_pairs};              \
+            tile rest = {f->left, f->below, f->right + 2 * (size_t)whole, f->stride, f->num_pairs};              \
             smaller(&rest, n - whole, sums + whole, f->below ? sums_below + whole : sums_below);                  \
         }                                                                                                         \
     }
@@ -92,7 +95,7 @@ PRODUCT(product_avx2, TARGET_AVX2, __m256i, 8, _mm256_set1_epi32, _mm256_loadu_s
 PRODUCT(product_avx512, TARGET_AVX512, __m512i, 16, _mm512_set1_epi32, _mm512_loadu_si512, _mm512_madd_epi16,
         _mm512_add_epi32, _mm512_storeu_si512, product_avx2)
 
-static void product(const patch *f, uint32_t n, int32_t *sums, int32_t *sums_below) {
+static void product(const tile *f, uint32_t n, int32_t *sums, int32_t *sums_below) {
     switch (cpu_level()) {
         case 2: product_avx512(f, n, sums, sums_below); break;
         case 1: product_avx2(f, n, sums, sums_below); break;
@@ -100,7 +103,7 @@ static void product(const patch *f, uint32_t n, int32_t *sums, int32_t *sums_bel
     }
 }
 #else
-static void product(const patch *f, uint32_t n, int32_t *sums, int32_t *sums_below) {
+static void product(const tile *f, uint32_t n, int32_t *sums, int32_t *sums_below) {
     product_portable(f, n, sums, sums_below);
 }
 #endif
@@ -111,12 +114,12 @@ static void piece_products(const wpatch_part *part, ahead *next, uint32_t row, u
                            int32_t *sums) {
     const uint32_t even = WPATCH_EVEN(part->curve.rank), end = column + n;
     const int16_t *left = part->left + (size_t)row * even;
-    patch f = {left, NULL, part->right + 2 * (size_t)column, 2 * (size_t)part->columns, even / 2};
+    tile f = {left, NULL, part->right + 2 * (size_t)column, 2 * (size_t)part->columns, even / 2};
     if (next->row == row && column >= next->from && end <= next->to) {
         memcpy(sums, next->sums + column, n * sizeof *sums);
         return;
     }
-    if (next->row != row && row + 1 < part->num_rows && part->columns <= MAX_AHEAD) {
+    if (next->row != row && row + 1 < part->num_rows && part->columns <= MAX_AHEAD && part->columns * even > NEAR) {
         f.below = left + even;
         next->from = next->row == row + 1 && next->to == column ? next->from : column;
         next->to = end;
@@ -128,7 +131,7 @@ static void piece_products(const wpatch_part *part, ahead *next, uint32_t row, u
 void plan_product(const wpatch_part *part, ahead *next, uint32_t start, uint32_t n, int32_t *sums) {
     uint32_t place = part->first_column + start, row = place / part->columns, column = place % part->columns;
     if (start == 0) {
-        next->row = 0; /* which is below no row */
+        next->row = UINT32_MAX; /* no row */
         next->from = next->to = 0;
     }
     for (uint32_t at = 0; at < n; row++, column = 0) {

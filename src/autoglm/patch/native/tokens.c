@@ -3,7 +3,7 @@
 #include "pairs.h"
 #include "transform.h"
 
-/* Numbers of a width: those below `direct` are tokens themselves; then come 2^fine tokens an octave, from 2^octave on. */
+/* Numbers of a width: those below `direct` are tokens themselves; from 2^octave on, 2^fine tokens an octave follow. */
 typedef struct ladder {
     uint32_t direct, fine, octave;
 } ladder;
@@ -94,7 +94,8 @@ void plan_make_tokens(plan *p) {
     }
 }
 
-INLINE void fill_tokens_body(const plan *p, const uint32_t *values, uint32_t n, uint8_t *tokens, uint32_t *raw, int level) {
+INLINE void fill_tokens_body(const plan *p, const uint32_t *values, uint32_t n, uint8_t *tokens, uint32_t *raw,
+                             int level) {
     const ladder l = ladder_of(p->size);
     const uint32_t m = p->mantissa_bits, x = p->exponent_bits, top = p->part->top;
     (void)level;

@@ -96,11 +96,11 @@ int plan_part(plan *p, const wpatch_part *part, size_t num_tables, int mapped) {
         return WPATCH_BAD_ARGUMENT;
     }
     p->part = part;
-    p->field = NULL;
     p->size = k.size;
     p->exponent_bits = k.exponent_bits;
     p->mantissa_bits = k.mantissa_bits;
     p->mapped = mapped;
+    p->field = NULL;
     plan_make_tokens(p);
     return mapped ? make_lut(p, num_tables) : WPATCH_OK;
 }
