@@ -26,6 +26,17 @@ install_system_packages() {
     fi
 }
 
+# Compilers and emulators of a phone and of a big-endian machine, on which the codec's core must make the same bytes.
+install_other_machines() {
+    missing=""
+    command -v aarch64-linux-gnu-gcc >/dev/null 2>&1 || missing="$missing gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
+    command -v s390x-linux-gnu-gcc >/dev/null 2>&1 || missing="$missing gcc-s390x-linux-gnu libc6-dev-s390x-cross"
+    command -v qemu-s390x >/dev/null 2>&1 || missing="$missing qemu-user"
+    [ -n "$missing" ] && can_apt || return 0
+    # shellcheck disable=SC2086 # a list of package names
+    apt_install $missing || say "warning: not installed, so the tests that need them are deselected:$missing"
+}
+
 # The everyday selection stands in pyproject.toml; an empty one selects everything.
 if [ "${1:-}" = "--all" ]; then
     shift
@@ -33,6 +44,7 @@ if [ "${1:-}" = "--all" ]; then
 fi
 
 install_system_packages
+install_other_machines
 prepare_environment test
 
 cd "$ROOT"

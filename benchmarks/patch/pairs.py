@@ -26,8 +26,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 import quantised
-from merging import RANK, can_merge, merged, write_pair
 from gpt import Shape
+from merging import RANK, can_merge, merged, write_pair
 from text import ROOT, base_text, update_text
 from trainer import Advance, Run, Weights, grow, put, train
 

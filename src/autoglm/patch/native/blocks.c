@@ -32,7 +32,7 @@ INLINE void split_nibbles(const uint8_t *bytes, uint32_t num_runs, uint32_t run,
 INLINE void join_nibbles(const uint8_t *codes, uint32_t num_runs, uint32_t run, uint8_t *bytes) {
     for (uint32_t i = 0; i < num_runs; i++) {
         for (uint32_t j = 0; j < run; j++) {
-            bytes[run * i + j] = (uint8_t)((codes[2 * run * i + j] & 15u) | codes[2 * run * i + run + j] << 4);
+            bytes[run * i + j] = (uint8_t)((codes[2 * run * i + j] & 15u) | (uint32_t)codes[2 * run * i + run + j] << 4);
         }
     }
 }
@@ -61,16 +61,16 @@ static void split_scales(const uint8_t *bytes, uint8_t *scales, uint8_t *minima)
     for (uint32_t g = 0; g < 4; g++) {
         scales[g] = bytes[g] & 63u;
         minima[g] = bytes[g + 4] & 63u;
-        scales[g + 4] = (uint8_t)((bytes[g + 8] & 15u) | bytes[g] >> 6 << 4);
+        scales[g + 4] = (uint8_t)((bytes[g + 8] & 15u) | (uint32_t)bytes[g] >> 6 << 4);
         minima[g + 4] = (uint8_t)(bytes[g + 8] >> 4 | bytes[g + 4] >> 6 << 4);
     }
 }
 
 static void join_scales(const uint8_t *scales, const uint8_t *minima, uint8_t *bytes) {
     for (uint32_t g = 0; g < 4; g++) {
-        bytes[g] = (uint8_t)((scales[g] & 63u) | scales[g + 4] >> 4 << 6);
-        bytes[g + 4] = (uint8_t)((minima[g] & 63u) | minima[g + 4] >> 4 << 6);
-        bytes[g + 8] = (uint8_t)((scales[g + 4] & 15u) | minima[g + 4] << 4);
+        bytes[g] = (uint8_t)((scales[g] & 63u) | (uint32_t)scales[g + 4] >> 4 << 6);
+        bytes[g + 4] = (uint8_t)((minima[g] & 63u) | (uint32_t)minima[g + 4] >> 4 << 6);
+        bytes[g + 8] = (uint8_t)((scales[g + 4] & 15u) | (uint32_t)minima[g + 4] << 4);
     }
 }
 

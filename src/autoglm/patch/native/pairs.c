@@ -154,7 +154,7 @@ INLINE void restore_body(const uint8_t *restrict prediction, const uint8_t *rest
         uint8_t sevens = (uint8_t)((uint16_t)(v * 37u) >> 8), ones = (uint8_t)(v - 7u * sevens);
         uint8_t low = (uint8_t)(p + turn((uint8_t)(ones - 3u), flip[i] & 1u));
         uint8_t high = (uint8_t)((p >> 4) + turn((uint8_t)(sevens - 3u), flip[i] >> 1));
-        uint8_t byte = (uint8_t)((low & 15u) | high << 4);
+        uint8_t byte = (uint8_t)((low & 15u) | (uint32_t)high << 4);
         out[i] = escaped ? v : byte;
     }
 }
