@@ -2,6 +2,7 @@
 
     python fuzz/blocks.py run decode --runs 1000000     needs clang with libFuzzer
     python fuzz/blocks.py replay decode --rounds 3000   any C compiler with sanitizers will do
+    python fuzz/blocks.py replay decode --memory        looks for memory read before it is written; clang
     python fuzz/blocks.py save decode                   the smallest corpus of the same coverage
     python fuzz/blocks.py add decode FILE...            inputs, such as those of crashes, into the corpus
 
@@ -33,7 +34,7 @@ CORPUS_BYTES = 120_000
 _COMMON = ("-std=c99", "-D_DEFAULT_SOURCE", "-g", "-fno-omit-frame-pointer", "-Wall", "-Wextra")
 _CHECKS = "address,undefined"
 # The core's comparisons are of no use to the fuzzer: there are no magic numbers in a block.
-_GUIDED = (f"-fsanitize=fuzzer-no-link,{_CHECKS}", "-fno-sanitize-coverage=trace-cmp")
+_GUIDED = ("-fsanitize=fuzzer-no-link", "-fno-sanitize-coverage=trace-cmp")
 
 
 class FuzzError(Exception):
@@ -50,7 +51,7 @@ def find_clang() -> str | None:
     return None
 
 
-def build(target: str, directory: Path, compiler: str, *, guided: bool) -> Path:
+def build(target: str, directory: Path, compiler: str, *, guided: bool, checks: str = _CHECKS) -> Path:
     """Compile the core with sanitizers and link it to a target.
 
     Args:
@@ -58,19 +59,21 @@ def build(target: str, directory: Path, compiler: str, *, guided: bool) -> Path:
         directory: for objects and the program.
         compiler: its command.
         guided: with libFuzzer, else with a plain ``main`` that replays inputs.
+        checks: the sanitizers.
 
     Raises:
         FuzzError: the compiler refused.
     """
     directory.mkdir(parents=True, exist_ok=True)
     common = (compiler, *_COMMON, f"-I{HARNESS}", f"-I{NATIVE}", "-fno-sanitize-recover=all")
-    checks = _GUIDED if guided else (f"-fsanitize={_CHECKS}",)
-    core = (*common, "-O1", *checks, "-include", HARNESS / "levels.h")
+    core = (*common, "-O1", f"-fsanitize={checks}", "-include", HARNESS / "levels.h")
+    core += _GUIDED if guided else ()
+    light = checks.replace(",undefined", "")
     objects = [_compiled(source, directory, *core) for source in sorted(NATIVE.glob("*.c"))]
     for name in ("input", "scene", target, *(() if guided else ("replay",))):
-        objects.append(_compiled(HARNESS / f"{name}.c", directory, *common, "-O2", "-fsanitize=address"))
+        objects.append(_compiled(HARNESS / f"{name}.c", directory, *common, "-O2", f"-fsanitize={light}"))
     program = directory / target
-    _run(compiler, f"-fsanitize={'fuzzer,' if guided else ''}{_CHECKS}", *objects, "-o", program)
+    _run(compiler, f"-fsanitize={'fuzzer,' if guided else ''}{checks}", *objects, "-o", program)
     return program
 
 
@@ -103,13 +106,18 @@ def pack(target: str, inputs: list[bytes]) -> Path:
     return path
 
 
-def replay(target: str, directory: Path, rounds: int, compiler: str = "cc") -> str:
+def replay(target: str, directory: Path, rounds: int, *, memory: bool = False) -> str:
     """Run the kept corpus and so many changed inputs under sanitizers, without libFuzzer.
+
+    With ``memory``, clang's MemorySanitizer takes the place of the others.
 
     Raises:
         FuzzError: a sanitizer or the target found something; the message has its report.
     """
-    program = build(target, directory / "replay", compiler, guided=False)
+    if memory:
+        program = build(target, directory / "memory", _clang(), guided=False, checks="memory")
+    else:
+        program = build(target, directory / "replay", "cc", guided=False)
     inputs = sorted(unpack(target, directory / "inputs" / target).iterdir())
     return _run(program, str(rounds), *inputs)
 
@@ -155,11 +163,14 @@ def add(target: str, files: list[Path]) -> Path:
     return pack(target, [path.read_bytes() for path in (*kept.iterdir(), *files)])
 
 
+def _clang() -> str:
+    if clang := find_clang():
+        return clang
+    raise FuzzError("clang with libFuzzer is missing: on Debian, install clang and libclang-rt-14-dev")
+
+
 def _guided(target: str) -> Path:
-    clang = find_clang()
-    if clang is None:
-        raise FuzzError("clang with libFuzzer is missing: on Debian, install clang and libclang-rt-14-dev")
-    return build(target, ROOT / "build" / "fuzz" / "guided", clang, guided=True)
+    return build(target, ROOT / "build" / "fuzz" / "guided", _clang(), guided=True)
 
 
 def _work(target: str) -> Path:
@@ -202,12 +213,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=-1, help="executions; without it only --seconds counts")
     parser.add_argument("--seconds", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=3000, help="replay: changed inputs after the corpus")
+    parser.add_argument("--memory", action="store_true", help="replay: with MemorySanitizer")
     given = parser.parse_args()
     try:
         if given.command == "run":
             print(json.dumps(run(given.target, given.runs, given.seconds)))
         elif given.command == "replay":
-            print(replay(given.target, ROOT / "build" / "fuzz", given.rounds), end="")
+            print(replay(given.target, ROOT / "build" / "fuzz", given.rounds, memory=given.memory), end="")
         else:
             print(save(given.target) if given.command == "save" else add(given.target, given.files))
     except FuzzError as error:

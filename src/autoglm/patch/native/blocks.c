@@ -269,8 +269,11 @@ void code_steps(const layout *l, const content *old_fields, const content *new_f
                 step *steps) {
     const content *const fields[2] = {old_fields, new_fields};
     for (uint32_t i = 0; i < n; i++) {
-        heads h = {{half_at(old_fields->d + 2 * i), half_at(new_fields->d + 2 * i)},
-                   {half_at(old_fields->dmin + 2 * i), half_at(new_fields->dmin + 2 * i)}};
+        heads h = {{half_at(old_fields->d + 2 * i), half_at(new_fields->d + 2 * i)}, {{0}, {0}}};
+        if (l->num_minima) { /* of other types nobody has written dmin */
+            h.dmin[0] = half_at(old_fields->dmin + 2 * i);
+            h.dmin[1] = half_at(new_fields->dmin + 2 * i);
+        }
         for (uint32_t g = 0; g < l->num_groups; g++, steps++) {
             *steps = step_of(l, &h, fields, i, g);
             if (l->near) {
