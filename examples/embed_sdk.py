@@ -1,6 +1,6 @@
 """The device SDK inside an app: a live model that keeps itself up to date.
 
-    python examples/embed_sdk.py http://localhost:8000 ./phone
+    python examples/embed_sdk.py http://localhost:8000 ./phone data/trust/root.json
 
 Asks the same question every few seconds; publish an update meanwhile and watch the version change,
 in this very process.
@@ -13,10 +13,11 @@ from autoglm.device import Agent, Updater
 from autoglm.engine import Engine, GenerationRequest
 from autoglm.model.prompt import Message
 
-hub_url, directory = sys.argv[1:3]
+hub_url, directory, root = sys.argv[1:4]
 question = GenerationRequest([Message("user", "v1.3 有什么新功能?")])
 
-updater = Updater(directory, hub_url=hub_url, model="autoglm-phone-9b")  # recovers first, whatever the crash
+# Recovers first, whatever the crash; installs nothing that the root's owner has not signed.
+updater = Updater(directory, hub_url=hub_url, model="autoglm-phone-9b", trust_root=root)
 if updater.active is None:
     updater.update()  # a new phone: install the release that everyone is on
 engine = Engine.load(updater.active)

@@ -104,7 +104,8 @@ def test_the_notebook_verifies_the_service(
 def test_an_app_with_the_sdk_changes_its_model_while_it_runs(project: Project, url: str) -> None:
     """The embedding example starts on v1.2 and answers from v1.3 once that is published, in one process."""
     program = project.root / "examples" / "embed_sdk.py"
-    app = Process(sys.executable, program, url, project.directory / "app", cwd=project.directory)
+    root = project.directory / "service" / "trust" / "root.json"
+    app = Process(sys.executable, program, url, project.directory / "app", root, cwd=project.directory)
     project.processes.append(app)
     app.wait_for_line(r"^\[v1\.2\] .")
 

@@ -4,7 +4,13 @@ One tree; its first level is what callers handle differently::
 
     AutoGLMError
     ├── TrustError            the bytes are not what was promised: install nothing, keep what runs
-    │   └── IntegrityError        a hash or a size differs
+    │   ├── IntegrityError        a hash or a size differs
+    │   ├── NoRootError           nothing to begin trust with: give the device its trusted root
+    │   ├── SignatureError        not signed by enough of the keys that are trusted for it
+    │   ├── MetadataError         signed metadata that does not parse, is too large or contradicts itself
+    │   ├── ExpiredError          signed metadata, or this machine's clock, is too old or too far ahead
+    │   ├── RollbackError         older than what was seen before
+    │   └── RevokedError          a release that its publisher has called back
     ├── NetworkError          not reached, or broke off: try again later
     │   └── ProtocolError         reached, but the answer breaks the protocol
     ├── StorageError          the disk refused
@@ -51,6 +57,42 @@ class IntegrityError(TrustError):
     """A hash or a size differs from the promised one."""
 
     code = "E_INTEGRITY"
+
+
+class NoRootError(TrustError):
+    """There is no trusted root to begin with, so nothing that is signed can be believed."""
+
+    code = "E_NO_ROOT"
+
+
+class SignatureError(TrustError):
+    """Metadata or a release is not signed by as many trusted keys as its role demands."""
+
+    code = "E_SIGNATURE"
+
+
+class MetadataError(TrustError):
+    """Signed metadata that does not parse, breaks a limit, or contradicts other signed metadata."""
+
+    code = "E_METADATA"
+
+
+class ExpiredError(TrustError):
+    """Signed metadata has expired by this machine's clock: keep running, install nothing."""
+
+    code = "E_EXPIRED"
+
+
+class RollbackError(TrustError):
+    """Older metadata, or an older release, than this machine has seen before."""
+
+    code = "E_REPLAY"
+
+
+class RevokedError(TrustError):
+    """The publisher has revoked this release."""
+
+    code = "E_REVOKED"
 
 
 class NetworkError(AutoGLMError):

@@ -139,6 +139,21 @@ def begin_sync(file: IO[bytes], offset: int, length: int) -> None:
         os.posix_fadvise(file.fileno(), offset, length, os.POSIX_FADV_DONTNEED)
 
 
+def sync_tree(directory: Path) -> None:
+    """Make all that lies in ``directory``, at any depth, durable.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    try:
+        for parent, _, names in os.walk(directory):
+            for name in names:
+                sync_file(Path(parent) / name)
+            sync_directory(Path(parent))
+    except OSError as error:
+        _refuse(error, f"syncing {directory}")
+
+
 def append_durably(file: IO[bytes], content: bytes | bytearray) -> None:
     """Write ``content`` where ``file`` stands; the bytes (not a longer size's metadata) survive a power cut.
 
@@ -173,10 +188,7 @@ def publish_tree(source: Path, target: Path) -> None:
         StorageError: ``target`` exists and is not empty, or the disk refused.
     """
     try:
-        for directory, _, names in os.walk(source):
-            for name in names:
-                sync_file(Path(directory) / name)
-            sync_directory(Path(directory))
+        sync_tree(source)
         source.rename(target)
         sync_directory(target.parent)
         if source.parent != target.parent:

@@ -41,6 +41,10 @@ def start(tmp_path: Path) -> Generator[Callable[..., subprocess.Popen[str]]]:
         process.communicate()
 
 
+def root_of(service: Any) -> Path:
+    return service.state.settings.data_path / "trust" / "root.json"
+
+
 def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
@@ -53,10 +57,13 @@ def test_a_device_is_installed_updated_and_rolled_back(
     autoglm: Any, cli_service: Any, cli_store: Path, tmp_path: Path
 ) -> None:
     """check, update, status and rollback in a row on one directory, each with and without --json."""
+    (tmp_path / "config.yaml").write_text("data_dir: nowhere\n")
     where = ("--data", tmp_path / "phone")
     hub = ("--hub", cli_service.url)
+    root = ("--root", root_of(cli_service))
     assert "v1.2 is there: a full package" in autoglm("device", "check", *hub, *where).output
-    assert autoglm("device", "update", *hub, *where, "--json").json["to_version"] == "v1.2"
+    assert "no trusted root" in autoglm("device", "update", *hub, *where).error
+    assert autoglm("device", "update", *hub, *where, *root, "--json").json["to_version"] == "v1.2"
     assert autoglm("device", "check", *hub, *where, "--json").json["need_update"] is False
     assert "nothing newer" in autoglm("device", "update", *hub, *where).output
 
@@ -82,7 +89,8 @@ def test_a_device_serves_while_it_is_updated(
     trial = ("--trial-answers", "2", "--trial-minutes", "0")
     (tmp_path / "config.yaml").write_text("model: {device: cpu, threads: 1}\n")
     process = start(
-        *("--hub", cli_service.url, "--data", data, "--listen", "127.0.0.1:0", "--every", "1s", *trial)
+        *("--hub", cli_service.url, "--data", data, "--listen", "127.0.0.1:0", "--every", "1s", *trial),
+        *("--root", root_of(cli_service)),
     )
     url = ""
     for line in process.stdout:
@@ -119,7 +127,9 @@ def test_a_device_without_a_model_installs_only(
 ) -> None:
     """Without ``--listen`` nothing but the files is kept up to date, and no torch is needed."""
     data = tmp_path / "phone"
-    process = start("--hub", cli_service.url, "--data", data, "--every", "1s", "--json")
+    process = start(
+        *("--hub", cli_service.url, "--data", data, "--every", "1s", "--json", "--trust-first-use")
+    )
     wait_for(
         lambda: data.is_dir() and autoglm("device", "status", "--data", data, "--json").json["current"],
         process,

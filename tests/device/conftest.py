@@ -25,8 +25,12 @@ from autoglm.device.clock import Clock
 from autoglm.errors import NetworkError
 from autoglm.files import sha256_file
 from autoglm.releases import EventAnswer, EventBatch, HealthCheck, Manifest, UpdateAnswer, UpdateRequest
+from autoglm.trust.repository import Repository
+from autoglm.trust.roles import release_path
+from autoglm.trust.targets import SignedPackage, SignedRelease
 
 NUM_WEIGHTS = 96_000
+BEGINNING = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
 
 def write_release(directory: Path, version: str, counter: int, **names: Any) -> Path:
@@ -51,9 +55,10 @@ def write_release(directory: Path, version: str, counter: int, **names: Any) -> 
 
 @dataclass
 class World:
-    """Releases by version, and packages by (from, to); from None stands for the full one."""
+    """Releases by version, and packages by (from, to); from None stands for the full one. All are signed."""
 
     root: Path
+    trust: Repository
     releases: dict[str, Path] = field(default_factory=dict[str, Path])
     packages: dict[tuple[str | None, str], Path] = field(default_factory=dict[tuple[str | None, str], Path])
 
@@ -65,6 +70,18 @@ class World:
             package = self.root / f"{base}-{key}.wpatch"
             patch.diff(None if base is None else self.releases[base], self.releases[key], package)
             self.packages[base, key] = package
+        self._sign(key, bases)
+
+    def _sign(self, key: str, bases: tuple[str, ...]) -> None:
+        manifest = self.manifest(key)
+        self.trust.sign_release(SignedRelease.of(manifest))
+        signed: list[SignedPackage] = []
+        for base in (None, *bases):
+            package, source = self.packages[base, key], None if base is None else self.manifest(base).sha256
+            info, sha256 = patch.inspect(package), sha256_file(package)
+            pins = (info.package_bytes, info.header_length, info.header_sha256, manifest.sha256, source)
+            signed.append(SignedPackage(sha256, *pins))
+        self.trust.add_packages(signed)
 
     def manifest(self, key: str) -> Manifest:
         return Manifest.read(self.releases[key])
@@ -73,7 +90,8 @@ class World:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """v1.2, v1.3 and v1.4, with every forward patch."""
-    world = World(tmp_path_factory.mktemp("world"))
+    root = tmp_path_factory.mktemp("world")
+    world = World(root, Repository.open(root / "trust", clock=BEGINNING.timestamp))
     world.add("v1.2", 12)
     world.add("v1.3", 13, "v1.2")
     world.add("v1.4", 14, "v1.2", "v1.3")
@@ -106,6 +124,7 @@ class Hub:
         common = {
             "need_update": True,
             "target_version": manifest.version,
+            "manifest": release_path(manifest.model, manifest.variant, manifest.version),
             "manifest_sha256": manifest.sha256,
             "counter": manifest.counter,
             "rollout_id": "r1",
@@ -137,12 +156,16 @@ class Hub:
     def package(self, sha256: str) -> Path:
         return self.files[sha256]
 
+    def metadata(self, name: str) -> bytes:
+        return self.world.trust.read(name)
+
     @property
     def transport(self) -> LocalTransport:
         return LocalTransport(
             check=lambda request: self.check(request),
             report=lambda batch: self.record(batch),
             package=lambda sha256: self.package(sha256),
+            metadata=lambda name: self.metadata(name),
         )
 
     @property
@@ -172,7 +195,7 @@ class StillClock(Clock):
         return self.seconds
 
     def now(self) -> datetime:
-        return datetime(2026, 11, 22, 12, 0, tzinfo=UTC) + timedelta(seconds=self.seconds - 1000)
+        return BEGINNING + timedelta(seconds=self.seconds - 1000)
 
     def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
@@ -260,6 +283,7 @@ class Lab:
             updater.close()
         arguments: dict[str, Any] = {
             "transport": self.hub.transport,
+            "trust_root": self.hub.world.trust.root,
             "device_id": "d1",
             "settings": self.settings,
             "clock": self.clock,

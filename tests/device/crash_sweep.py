@@ -2,11 +2,11 @@
 
 Run as a program of its own (it forks, which a test process with threads must not do):
 
-    crash_sweep.py TEMPLATE ANSWER PACKAGES WORK [--every N] [--again]
+    crash_sweep.py TEMPLATE ANSWER PACKAGES METADATA WORK [--every N] [--again]
 
 TEMPLATE is the data directory of a device on v1.2, ANSWER the hub's answer as JSON, PACKAGES a directory
-of packages named by their SHA-256. With --again the next run is killed too, somewhere. Prints the number of
-points tried; fails on the first one that is wrong.
+of packages named by their SHA-256, METADATA one of what is signed about them. With --again the next run is
+killed too, somewhere. Prints the number of points tried; fails on the first one that is wrong.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from autoglm.device import FileRuntime, LocalTransport, Updater, UpdateSettings
 from autoglm.device.clock import Clock
 from autoglm.device.slots import read_current
+from autoglm.errors import NotFoundError
 from autoglm.releases import EventAnswer, EventBatch, Manifest, UpdateAnswer, UpdateRequest
 
 OPERATIONS = ("fsync", "fdatasync", "rename", "replace", "link", "unlink", "remove", "rmdir", "mkdir")
@@ -40,6 +42,9 @@ class FastClock(Clock):
     def monotonic(self) -> float:
         return self.seconds
 
+    def now(self) -> datetime:
+        return datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+
     def sleep(self, seconds: float) -> None:
         self.seconds += seconds
 
@@ -47,8 +52,9 @@ class FastClock(Clock):
 class World:
     """The hub's side, from the files that the test prepared; keeps events in memory."""
 
-    def __init__(self, answer: Path, packages: Path) -> None:
+    def __init__(self, answer: Path, packages: Path, signed: Path) -> None:
         self.answer, self.packages = UpdateAnswer.from_bytes(answer.read_bytes()), packages
+        self.signed = signed
         self.events: list[dict[str, Any]] = []
 
     def check(self, request: UpdateRequest) -> UpdateAnswer:
@@ -58,11 +64,19 @@ class World:
         self.events += [event.to_json() for event in batch.events]
         return EventAnswer(tuple(event.event_id for event in batch.events))
 
+    def metadata(self, name: str) -> bytes:
+        if not (self.signed / name).is_file():
+            raise NotFoundError(name)
+        return (self.signed / name).read_bytes()
+
     def run(self, root: Path, log: Path) -> None:
         """One life of the app: start, update, answer well, confirm."""
         clock = FastClock()
         transport = LocalTransport(
-            check=self.check, report=self.record, package=lambda sha256: self.packages / sha256
+            check=self.check,
+            report=self.record,
+            package=lambda sha256: self.packages / sha256,
+            metadata=self.metadata,
         )
         settings = UpdateSettings(chunk_bytes=1024, trial_answers=1, tries=100)
         with Updater(
@@ -159,12 +173,12 @@ def try_point(point: int, template: Path, world: World, work: Path, again: bool)
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for name in ("template", "answer", "packages", "work"):
+    for name in ("template", "answer", "packages", "metadata", "work"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--again", action="store_true")
     arguments = parser.parse_args()
-    world = World(arguments.answer, arguments.packages)
+    world = World(arguments.answer, arguments.packages, arguments.metadata)
     point, tried = 1, 0
     while True:
         try:

@@ -28,7 +28,8 @@ def sweep(lab: Any, answer: UpdateAnswer, *options: str) -> int:
     for sha256, path in lab.hub.files.items():
         (work / "packages" / sha256).symlink_to(path)
     lab.root.rename(work / "template")
-    arguments = [work / "template", work / "answer.json", work / "packages", work, *options]
+    signed = lab.hub.world.trust.directory / "metadata"
+    arguments = [work / "template", work / "answer.json", work / "packages", signed, work, *options]
     command = [sys.executable, Path(__file__).with_name("crash_sweep.py"), *arguments]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -119,12 +120,24 @@ def test_a_file_size_limit_is_a_storage_error(lab: Any, hub: Any, tmp_path: Path
     lab.install("v1.2").close()
     program = f"""
 import resource, sys
+from datetime import UTC, datetime
 from autoglm.device import LocalTransport, Updater
+from autoglm.device.clock import Clock
+from autoglm.errors import NotFoundError
 from autoglm.releases import UpdateAnswer
 from pathlib import Path
 answer = UpdateAnswer.from_bytes(Path(sys.argv[1]).read_bytes())
-transport = LocalTransport(check=lambda r: answer, report=lambda b: None, package=lambda s: Path(sys.argv[2]))
-with Updater({str(lab.root)!r}, transport=transport, boot=False) as updater:
+def metadata(name):
+    try:
+        return (Path(sys.argv[3]) / name).read_bytes()
+    except FileNotFoundError as error:
+        raise NotFoundError(name) from error
+transport = LocalTransport(
+    check=lambda r: answer, report=lambda b: None, package=lambda s: Path(sys.argv[2]), metadata=metadata
+)
+clock = Clock()
+clock.now = lambda: datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+with Updater({str(lab.root)!r}, transport=transport, boot=False, clock=clock) as updater:
     updater._device.outbox.flush = lambda *a: "continue"
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
     result = updater.update()
@@ -133,7 +146,8 @@ with Updater({str(lab.root)!r}, transport=transport, boot=False) as updater:
     answer = tmp_path / "answer.json"
     answer.write_bytes(canonical_json(hub.offer("v1.2", "v1.3").to_json()))
     package = hub.world.packages["v1.2", "v1.3"]
-    command = [sys.executable, "-c", program, str(answer), str(package)]
+    signed = hub.world.trust.directory / "metadata"
+    command = [sys.executable, "-c", program, str(answer), str(package), str(signed)]
     output = subprocess.run(command, capture_output=True, text=True, check=True)
     assert output.stdout.split() == ["failed", "E_STORAGE", "v1.2"]
     hub.target = "v1.3"

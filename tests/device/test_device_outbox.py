@@ -36,7 +36,10 @@ class Receiver:
 
     @property
     def transport(self) -> LocalTransport:
-        return LocalTransport(check=lambda request: None, report=self.record, package=lambda sha256: None)
+        def nothing(_: object) -> None:
+            return None
+
+        return LocalTransport(check=nothing, report=self.record, package=nothing, metadata=nothing)
 
     @property
     def ids(self) -> list[str]:

@@ -211,11 +211,13 @@ def test_a_release_that_is_here_already_is_not_fetched(lab: Any, hub: Any, make_
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        ({"manifest_sha256": "0" * 64}, "E_INTEGRITY"),
+        ({"manifest_sha256": "0" * 64}, "E_TRUST"),
         ({"counter": 99}, "E_TRUST"),
-        ({"target_version": "v9"}, "E_INTEGRITY"),
-        ({"header_sha256": "0" * 64, "full_header_sha256": "0" * 64}, "E_INTEGRITY"),
-        ({"sha256": "0" * 64, "full_sha256": "0" * 64}, "E_NOT_FOUND"),
+        ({"target_version": "v9"}, "E_TRUST"),
+        ({"target_version": "v9", "manifest": None}, "E_SIGNATURE"),
+        ({"size": 1}, "E_TRUST"),
+        ({"header_sha256": "0" * 64, "full_header_sha256": "0" * 64}, "E_TRUST"),
+        ({"sha256": "0" * 64, "full_sha256": "0" * 64}, "E_SIGNATURE"),
     ],
 )
 def test_a_package_that_is_not_what_was_promised_is_not_installed(
@@ -245,7 +247,7 @@ def test_an_older_release_is_refused(lab: Any, hub: Any) -> None:
     hub.check = lambda request: hub.offer(None, "v1.2")
     hub.package = lambda sha256: pytest.fail("nothing may be fetched")
     result = updater.update()
-    assert (result.kind, result.code) == ("failed", "E_TRUST")
+    assert (result.kind, result.code) == ("failed", "E_REPLAY")
     assert version_of(updater) == "v1.3"
 
 

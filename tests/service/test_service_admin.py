@@ -16,6 +16,8 @@ DEADLINE_S = 60
 ROUTES = [
     ("GET", "/v1/admin/releases"),
     ("POST", "/v1/admin/releases"),
+    ("POST", "/v1/admin/releases/v1.2/revoke"),
+    ("POST", "/v1/admin/metadata"),
     ("GET", "/v1/admin/packages"),
     ("GET", "/v1/admin/rollouts"),
     ("POST", "/v1/admin/rollouts"),
@@ -57,7 +59,7 @@ def test_every_admin_route_is_in_the_list(service: Any) -> None:
     """A new admin route must be added to the test above."""
     paths = service.get("/openapi.json").json()["paths"]
     found = {
-        (method.upper(), path.replace("{rollout_id}", "r1"))
+        (method.upper(), path.replace("{rollout_id}", "r1").replace("{version}", "v1.2"))
         for path, methods in paths.items()
         if path.startswith("/v1/admin")
         for method in methods

@@ -238,9 +238,13 @@ class Project:
         return process, url
 
     def device(self, hub: str, *arguments: str | Path, data: Path | None = None) -> tuple[Process, str]:
-        """Start a device that serves chat on a free port; return it and its address."""
+        """Start a device that serves chat on a free port; return it and its address.
+
+        The hub is this machine's, so its root is read from its data directory.
+        """
         process = self.start(
             "device", "run", "--hub", hub, "--data", data or self.directory / "device",
+            "--root", self.directory / "service" / "trust" / "root.json",
             "--listen", "127.0.0.1:0", *arguments,
         )  # fmt: skip
         url = process.wait_for_line(r"listening on (http://\S+)")[1]

@@ -29,13 +29,14 @@ _EXTRAS = {
     "fastapi": "service",
     "uvicorn": "service",
     "sqlalchemy": "service",
+    "cryptography": "service",
     "alembic": "service",
     "pydantic": "cli",
     "yaml": "service",
     "matplotlib": "train",
 }
 _COMMANDS = ("serve", "publish", "diff", "patch", "inspect", "chat", "doctor")
-_GROUPS = ("release", "rollout", "device", "model")
+_GROUPS = ("release", "rollout", "device", "keys", "model")
 
 
 def build_app() -> Any:

@@ -80,6 +80,21 @@ class ServiceClient:
         """
         return self._json("GET", path)
 
+    def fetch(self, path: str, max_bytes: int) -> bytes:
+        """Return the bytes at ``path``, at most ``max_bytes`` of them; raises as :meth:`get`."""
+        response = self._open("GET", path)
+        try:
+            content = response.read(max_bytes + 1)
+        except HTTPError as error:
+            raise NetworkError(f"{self.url} broke off: {plain_cause(error)}") from error
+        finally:
+            response.release_conn()
+        if response.status != 200:
+            raise _refusal(response.status, content)
+        if len(content) > max_bytes:
+            raise ProtocolError(f"{self.url}{path} has more than {max_bytes} bytes")
+        return content
+
     def send(self, method: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Send a JSON object and return the one that comes back; raises as :meth:`get`."""
         content = json.dumps(body).encode()

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +36,14 @@ TokenOption = Annotated[str | None, typer.Option("--token", help="The device's t
 AllowHTTPOption = Annotated[
     bool, typer.Option("--allow-http", help="Accept plain http to another machine: for closed networks only.")
 ]
+RootOption = Annotated[
+    Path | None,
+    typer.Option("--root", help="The hub's root.json, which releases are verified with; kept once given."),
+]
+FirstUseOption = Annotated[
+    bool,
+    typer.Option("--trust-first-use", help="Believe the first root that the hub sends, if none was given."),
+]
 CAOption = Annotated[Path | None, typer.Option("--ca-file", help="Trust only this CA (PEM).")]
 JSONOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -56,6 +65,8 @@ def run(
     ] = None,
     model: ModelOption = None,
     token: TokenOption = None,
+    root: RootOption = None,
+    trust_first_use: FirstUseOption = False,
     allow_http: AllowHTTPOption = False,
     ca_file: CAOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Log one JSON object a line.")] = False,
@@ -71,7 +82,8 @@ def run(
     _log_to_stdout(as_json)
     settings = _settings(config, needed=listen is not None or hub is None or data is None)
     given = {"every": every, "trial_answers": trial_answers, "trial_minutes": trial_minutes}
-    opened = _opener(settings, hub, data, model, token, allow_http, ca_file, given)
+    trust = _Trust(root, trust_first_use)
+    opened = _opener(settings, hub, data, model, token, trust, allow_http, ca_file, given)
     if listen is not None:
         from autoglm.service.phone import serve_device
 
@@ -88,6 +100,8 @@ def check(
     config: ConfigOption = None,
     model: ModelOption = None,
     token: TokenOption = None,
+    root: RootOption = None,
+    trust_first_use: FirstUseOption = False,
     allow_http: AllowHTTPOption = False,
     ca_file: CAOption = None,
     as_json: JSONOption = False,
@@ -99,7 +113,8 @@ def check(
       autoglm device check --hub https://hub.example.com --data /var/lib/autoglm
     """
     settings = _settings(config, needed=hub is None or data is None)
-    with _opener(settings, hub, data, model, token, allow_http, ca_file, {}, boot=False)() as updater:
+    trust = _Trust(root, trust_first_use)
+    with _opener(settings, hub, data, model, token, trust, allow_http, ca_file, {}, boot=False)() as updater:
         answer = updater.check()
     if as_json:
         _print(answer.to_json())
@@ -118,6 +133,8 @@ def update(
     config: ConfigOption = None,
     model: ModelOption = None,
     token: TokenOption = None,
+    root: RootOption = None,
+    trust_first_use: FirstUseOption = False,
     allow_http: AllowHTTPOption = False,
     ca_file: CAOption = None,
     as_json: JSONOption = False,
@@ -136,8 +153,9 @@ def update(
         def progress(_phase: str, done: int, total: int) -> None:
             bar(done, total)
 
+        trust = _Trust(root, trust_first_use)
         opened = _opener(
-            settings, hub, data, model, token, allow_http, ca_file, {}, boot=False, progress=progress
+            settings, hub, data, model, token, trust, allow_http, ca_file, {}, boot=False, progress=progress
         )
         with opened() as updater:
             result = updater.update()
@@ -215,6 +233,7 @@ def _opener(
     data: Path | None,
     model: str | None,
     token: str | None,
+    trust: _Trust,
     allow_http: bool,
     ca_file: Path | None,
     given: dict[str, Any],
@@ -230,6 +249,7 @@ def _opener(
         chosen = {key: getattr(wanted, key) for key in ("every", "trial_answers", "trial_minutes", "tries")}
     chosen |= {key: value for key, value in given.items() if value is not None}
     update_settings = UpdateSettings(**chosen)
+    trusted = trust.root or _configured_root(settings, address)
     name = model or (settings.model.name if settings else "autoglm-phone-9b")
 
     def opened() -> Updater:
@@ -239,12 +259,31 @@ def _opener(
             model=name,
             settings=update_settings,
             token=token,
+            trust_root=trusted,
+            trust_first_use=trust.first_use or (settings is not None and settings.update.trust_first_use),
             allow_http=allow_http,
             ca_file=ca_file or address.certificate,
             **more,
         )
 
     return opened
+
+
+@dataclass(frozen=True)
+class _Trust:
+    """The options that say where trust begins."""
+
+    root: Path | None
+    first_use: bool
+
+
+def _configured_root(settings: Settings | None, address: ServiceAddress) -> Path | None:
+    """Return the root that the configuration names, or that a hub on this machine keeps in its directory."""
+    from autoglm.cli.places import local_root
+
+    if settings is not None and settings.update.root is not None:
+        return settings.path(settings.update.root)
+    return local_root(address.url, None if settings is None else settings.data_path)
 
 
 def _hub(settings: Settings | None, hub: str | None) -> ServiceAddress:
@@ -314,6 +353,7 @@ def _show(found: Status) -> None:
         ("previous", found.previous),
         ("state", found.state if found.target is None else f"{found.state}, to {found.target}"),
         ("failed here", ", ".join(found.quarantined) or None),
+        ("called back", ", ".join(found.revoked) or None),
         ("last error", f"{error['at']} {error['code']}: {error['message']}" if error else None),
         ("reports waiting", found.queued_events),
         ("network traffic", as_bytes(found.wire_bytes_total)),

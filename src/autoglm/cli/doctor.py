@@ -79,7 +79,7 @@ def examine(config: Path | None, data: Path | None) -> list[Finding]:
     ]
     directory, finding = _configuration(config, data)
     findings.append(finding)
-    findings += [_disk(directory), _writable(directory), _token(directory)]
+    findings += [_disk(directory), _writable(directory), _token(directory), _keys(directory)]
     return [*findings, _service(directory), _font(), _espeak()]
 
 
@@ -178,6 +178,23 @@ def _token(directory: Path) -> Finding:
     if mode & 0o077:
         return Finding("admin token", "fail", f"{path} may be read by others: chmod 600 {path}")
     return Finding("admin token", "ok", f"{path}, for its owner only")
+
+
+def _keys(directory: Path) -> Finding:
+    """Look at the private keys that sign what devices install."""
+    folder = directory / "trust"
+    try:
+        found = sorted(folder.glob("*/*.pem"))
+        opened = [path for path in found if path.stat().st_mode & 0o077]
+    except OSError as error:
+        return Finding("signing keys", "fail", f"{folder}: {error.strerror}")
+    if not found:
+        return Finding("signing keys", "note", "none yet: they are made on the first start")
+    if opened:
+        return Finding("signing keys", "fail", f"{opened[0]} may be read by others: chmod 600 {opened[0]}")
+    if any(path.parent.name == "keys" for path in found):
+        return Finding("signing keys", "note", f"all are in {folder}: fine for one machine (autoglm keys)")
+    return Finding("signing keys", "ok", f"{folder} holds those of the hub only")
 
 
 def _service(directory: Path) -> Finding:

@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 
 import autoglm
 from autoglm.cli.client import ServiceClient
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 SERVICE_NAME = "service.json"
 TOKEN_NAME = "admin.token"
+ROOT_PLACE = Path("trust") / "root.json"
 DEVICE_FOLDER = "phone"  # in the data directory, where a device is kept when none is named
 _DEFAULT_PORT = 8000
 
@@ -97,6 +99,25 @@ def hub_of(settings: Settings) -> ServiceAddress:
         return address
     scheme = "https" if settings.tls.cert else "http"
     return ServiceAddress(settings.public_url or f"{scheme}://127.0.0.1:{settings.port}")
+
+
+def local_root(url: str, data: Path | None) -> Path | None:
+    """Return the trusted root that a hub at a loopback address keeps in its data directory on this machine.
+
+    A file of this machine's own is a way to be trusted; another hub's root would only make the device refuse.
+
+    Args:
+        url: the hub's address.
+        data: the data directory; the configuration's when None, as far as that can be read.
+    """
+    host = urlsplit(url).hostname or ""
+    if host != "localhost" and not host.startswith("127.") and host != "::1":
+        return None
+    try:
+        root = (configured_data() if data is None else data) / ROOT_PLACE
+    except (ImportError, ConfigError):
+        return None
+    return root if root.is_file() else None
 
 
 def admin_client(hub: str | None, token: str | None, data: Path | None) -> ServiceClient:

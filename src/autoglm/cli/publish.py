@@ -26,6 +26,15 @@ def command(
     data: Annotated[
         Path | None, typer.Option(help="The data directory of a service on this machine.")
     ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="Sign it with the release key in this directory of 'autoglm keys'.")
+    ] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="With --keys: the release folder that a patch was made against.")
+    ] = None,
+    passphrase: Annotated[
+        bool, typer.Option("--passphrase", help="Ask for the release key's passphrase.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Publish a release; it is offered to nobody until --percent, --group, --region or a roll-out says so.
@@ -37,6 +46,8 @@ def command(
       autoglm publish ./my-weights --version v1.4
 
       autoglm publish v1.3.wpatch --group staff --percent 5 --hub https://hub.example.com --token T
+
+      autoglm publish v1.3.wpatch --keys ceremony --base v1.2 --hub https://hub.example.com --token T
     """
     from autoglm.cli.output import print_json, progress_bar
     from autoglm.cli.packing import packed
@@ -47,6 +58,11 @@ def command(
     if percent is not None:
         offer["percent"] = percent
     with packed(path, version, client, quiet=as_json) as package:
+        if keys is not None:
+            from autoglm.cli.keyroom import KeyRoom
+            from autoglm.cli.keys import read_passphrase
+
+            KeyRoom(keys.absolute(), [keys], read_passphrase(passphrase)).sign_package(package, base, client)
         with progress_bar(f"publishing {package.name}", quiet=as_json) as progress:
             publication = client.upload("/v1/admin/releases", package, offer, progress)
         size = package.stat().st_size

@@ -10,11 +10,6 @@ import typer
 app = typer.Typer(help="The releases that a hub holds.", no_args_is_help=True)
 
 
-@app.callback()
-def _group() -> None:
-    """The releases that a hub holds."""
-
-
 @app.command("list")
 def list_releases(
     hub: Annotated[str | None, typer.Option(help="The hub's address.")] = None,
@@ -40,9 +35,16 @@ def list_releases(
         print_json(releases | {"packages": packages})
         return
     print_table(
-        ("version", "counter", "channel", "size", "published"),
+        ("version", "counter", "channel", "size", "published", "revoked"),
         [
-            (r["version"], r["counter"], r["channel"], as_bytes(r["total_bytes"]), as_time(r["created_at"]))
+            (
+                r["version"],
+                r["counter"],
+                r["channel"],
+                as_bytes(r["total_bytes"]),
+                as_time(r["created_at"]),
+                "yes" if r["revoked"] else None,
+            )
             for r in releases["releases"]
         ],
         empty="there is no release yet; publish one with: autoglm publish PATH",
@@ -61,4 +63,54 @@ def list_releases(
             for p in packages
         ],
         empty="there is no package yet",
+    )
+
+
+@app.command()
+def revoke(
+    version: Annotated[str, typer.Argument(help="A published version, such as v1.3.")],
+    keys: Annotated[
+        Path | None, typer.Option(help="Sign with the release key in this directory of 'autoglm keys'.")
+    ] = None,
+    passphrase: Annotated[
+        bool, typer.Option("--passphrase", help="Ask for the release key's passphrase.")
+    ] = False,
+    hub: Annotated[str | None, typer.Option(help="The hub's address.")] = None,
+    token: Annotated[str | None, typer.Option(help="The admin token; else AUTOGLM_TOKEN.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The data directory of a service on this machine.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Call a release back: it is offered, installed and fallen back to no more, and never again.
+
+    Devices that run it keep running it until a newer release is offered: publish one.
+
+    Examples:
+
+      autoglm release revoke v1.3
+
+      autoglm release revoke v1.3 --keys ceremony --hub https://hub.example.com --token T
+    """
+    from urllib.parse import quote
+
+    from autoglm.cli.output import print_json
+    from autoglm.cli.places import admin_client
+
+    client = admin_client(hub, token, data)
+    if keys is None:
+        client.send("POST", f"/v1/admin/releases/{quote(version, safe='')}/revoke", {})
+    else:
+        from autoglm.cli.keyroom import KeyRoom
+        from autoglm.cli.keys import read_passphrase
+
+        names = client.get("/v1/admin/releases")["hub"]
+        room = KeyRoom(keys.absolute(), [keys], read_passphrase(passphrase))
+        room.revoke_release(names["model"], names["variant"], version, client)
+    found = client.get("/v1/admin/releases")["releases"]
+    release = next(
+        (each for each in found if each["version"] == version), {"version": version, "revoked": True}
+    )
+    print_json(release) if as_json else print(
+        f"{version} is called back; publish a newer release for its devices"
     )

@@ -17,6 +17,7 @@ from autoglm.device.settings import Progress, UpdateSettings
 from autoglm.device.slots import Slot, Slots, read_json
 from autoglm.device.states import Attempt, Machine
 from autoglm.device.transport import Transport
+from autoglm.device.trust import Trust
 from autoglm.errors import ConfigError, MessageError
 from autoglm.releases import DeviceEnvironment, Event, UpdateRequest, canonical_json
 
@@ -60,6 +61,7 @@ class Device:
     machine: Machine
     outbox: Outbox
     transport: Transport | None
+    trust: Trust
     progress: Progress = silent
     live: Live = field(default_factory=Live)
     counted_wire_bytes: int = 0

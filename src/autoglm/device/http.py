@@ -12,6 +12,7 @@ from __future__ import annotations
 import ipaddress
 import random
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from http.client import HTTPException
 from pathlib import Path
@@ -31,6 +32,7 @@ from autoglm.errors import (
     AutoGLMError,
     ConfigError,
     MessageError,
+    MetadataError,
     NetworkError,
     NotFoundError,
     PermissionDeniedError,
@@ -51,7 +53,8 @@ _READ_BYTES = 1 << 16
 _MESSAGE_SECONDS = 60.0
 _LONGEST_RETRY_SECONDS = 86_400
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
-_T = TypeVar("_T", UpdateAnswer, EventAnswer)
+_T = TypeVar("_T")
+_Message = TypeVar("_Message", UpdateAnswer, EventAnswer)
 
 
 class HttpTransport:
@@ -96,7 +99,7 @@ class HttpTransport:
             retries=False,
         )
 
-    # -- the three calls ----------------------------------------------------------------------------
+    # -- the four calls -----------------------------------------------------------------------------
 
     def check(self, request: UpdateRequest, /) -> UpdateAnswer:
         """Ask the hub; see :class:`~autoglm.device.transport.Transport`."""
@@ -113,14 +116,38 @@ class HttpTransport:
             headers["Range"] = f"bytes={offset}-"
             if etag is not None:
                 headers["If-Range"] = etag
-        target = urljoin(self._hub_url, url)
-        for _ in range(_REDIRECTS + 1):
-            response = self._send("GET", target, headers, None)
-            if response.status not in (301, 302, 303, 307, 308) or "Location" not in response.headers:
-                return self._opened(response, target, offset)
-            target = urljoin(target, response.headers["Location"])
+        target, response = self._get(urljoin(self._hub_url, url), headers)
+        return self._opened(response, target, offset)
+
+    def metadata(self, name: str, max_bytes: int, /) -> bytes:
+        """Fetch a file of signed metadata; see :class:`~autoglm.device.transport.Transport`."""
+        url = urljoin(self._hub_url, "v1/model/metadata/" + name)
+        return self._patiently(lambda: self.read(url, max_bytes))
+
+    def read(self, url: str, max_bytes: int) -> bytes:
+        """Fetch a small file, whole, once.
+
+        Args:
+            url: where it is.
+            max_bytes: a longer one is broken off.
+
+        Raises:
+            MetadataError: it is longer, or its compression is damaged.
+            NetworkError: it was not reached, broke off or took too long.
+            HubError: it is not there, or not for this device.
+        """
+        target, response = self._get(url, {"Accept-Encoding": "gzip"})
+        try:
+            if response.status != 200:
+                self._refuse(response, target)
+            is_gzip = response.headers.get("Content-Encoding") == "gzip"
+            return self._collect(
+                response, max_bytes, MetadataError, zlib.decompressobj(31) if is_gzip else None
+            )
+        except zlib.error as error:
+            raise MetadataError(f"{urlsplit(target).path} arrived damaged") from error
+        finally:
             response.close()
-        raise ProtocolError(f"{url} leads from one address to the next without an end")
 
     def close(self) -> None:
         """Close all connections."""
@@ -141,26 +168,43 @@ class HttpTransport:
                 self._clock.sleep(0.5 * 2**attempt * self._random.uniform(0.5, 1.5))
         raise AssertionError("unreachable: the last try returns or raises")
 
-    def _post(self, path: str, body: Mapping[str, Any], answer: type[_T]) -> _T:
+    def _get(self, url: str, headers: dict[str, str]) -> tuple[str, BaseHTTPResponse]:
+        """Follow redirects; return where they end, and the answer there."""
+        target = url
+        for _ in range(_REDIRECTS + 1):
+            response = self._send("GET", target, headers, None)
+            if response.status not in (301, 302, 303, 307, 308) or "Location" not in response.headers:
+                return target, response
+            target = urljoin(target, response.headers["Location"])
+            response.close()
+        raise ProtocolError(f"{url} leads from one address to the next without an end")
+
+    def _post(self, path: str, body: Mapping[str, Any], answer: type[_Message]) -> _Message:
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         url = urljoin(self._hub_url, path)
         response = self._send("POST", url, headers, canonical_json(body))
         try:
             if response.status not in (200, 202):
                 self._refuse(response, url)
-            return answer.from_bytes(self._read_message(response))
+            return answer.from_bytes(self._collect(response, MAX_MESSAGE_BYTES, ProtocolError))
         except MessageError as error:
             raise ProtocolError(f"{url} answered with what is no answer: {error}") from error
         finally:
             response.close()
 
-    def _read_message(self, response: BaseHTTPResponse) -> bytes:
+    def _collect(
+        self, response: BaseHTTPResponse, max_bytes: int, error: type[AutoGLMError], unpack: Any = None
+    ) -> bytes:
+        """Return a whole body, broken off with ``error`` behind ``max_bytes``, packed or unpacked."""
         deadline = self._clock.monotonic() + _MESSAGE_SECONDS
-        content = bytearray()
+        content, num_received = bytearray(), 0
         for piece in self._pieces(response):
-            content += piece
-            if len(content) > MAX_MESSAGE_BYTES:
-                raise ProtocolError(f"an answer of more than {MAX_MESSAGE_BYTES} bytes")
+            num_received += len(piece)
+            # Never unpack more than one byte too many: a small body may hold gigabytes.
+            room = max_bytes + 1 - len(content)
+            content += piece if unpack is None else unpack.decompress(piece, room)
+            if max(num_received, len(content)) > max_bytes:
+                raise error(f"an answer of more than {max_bytes} bytes")
             if self._clock.monotonic() > deadline:
                 raise NetworkError(f"an answer that took more than {_MESSAGE_SECONDS:.0f} s")
         return bytes(content)

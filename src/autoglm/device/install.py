@@ -13,7 +13,7 @@ from autoglm import files, patch
 from autoglm.device.context import Device
 from autoglm.device.offer import Offer, PackagePin
 from autoglm.device.slots import Slot
-from autoglm.errors import DiskFullError, IntegrityError, TrustError
+from autoglm.errors import DiskFullError, IntegrityError, RollbackError, TrustError
 from autoglm.patch import Progress
 from autoglm.releases import Manifest
 
@@ -79,11 +79,11 @@ def require_newer(device: Device, offer: Offer) -> None:
     """Refuse an offer that would lead back.
 
     Raises:
-        TrustError: its counter is not above that of the present release.
+        RollbackError: its counter is not above that of the present release.
     """
     present = device.slots.manifest(device.slots.now.current)
     if present is not None and offer.counter <= present.counter:
-        raise TrustError(
+        raise RollbackError(
             f"{offer.version} (counter {offer.counter}) is not newer than {present.version} "
             f"(counter {present.counter}): refused"
         )

@@ -13,7 +13,7 @@ from autoglm import files
 from autoglm.device.context import Device
 from autoglm.device.download import Download
 from autoglm.device.install import install, require_room_to_download
-from autoglm.device.offer import Offer, PackagePin, read_offer
+from autoglm.device.offer import Offer, PackagePin
 from autoglm.device.slots import Slot
 from autoglm.device.states import GiveUpError, State
 from autoglm.device.transport import Transport
@@ -97,17 +97,18 @@ class Obtaining:
                 if download.done_bytes <= before:
                     raise
                 before = download.done_bytes
-                fresh = self._fresh_pin(pin, offer)
+                fresh = self._fresh_url(pin, offer)
                 if fresh is None:
                     raise
-                url = fresh.url
+                url = fresh
 
-    def _fresh_pin(self, pin: PackagePin, offer: Offer) -> PackagePin | None:
+    def _fresh_url(self, pin: PackagePin, offer: Offer) -> str | None:
+        """Ask where the package lies now; what it must be is signed and stays."""
         answer = self._transport.check(self._device.request())
         if not answer.need_update or answer.manifest_sha256 != offer.manifest_sha256:
             return None
-        fresh = read_offer(answer)
-        return next((p for p in (fresh.direct, fresh.fallback) if p and p.sha256 == pin.sha256), None)
+        places = {answer.full_sha256: answer.full_url, answer.sha256: answer.download_url}
+        return places.get(pin.sha256)
 
     def _install(self, offer: Offer, pin: PackagePin, package: Path) -> tuple[Slot, Manifest]:
         self._machine.move(State.APPLYING)

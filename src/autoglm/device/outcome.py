@@ -31,6 +31,7 @@ def finish_confirmed(device: Device) -> None:
     """Report a confirmed release and collect garbage."""
     if device.machine.state is State.TRIAL:
         device.machine.move(State.CONFIRMED)
+    device.trust.proved(device.slots.manifest(device.slots.now.current))
     if (attempt := device.machine.attempt) is not None:
         device.queue_event(attempt, State.CONFIRMED, "ok", name="confirmed")
     device.slots.collect_garbage()

@@ -17,6 +17,7 @@ from typing import Any
 from autoglm import files
 from autoglm.errors import ConflictError, FormatError, IntegrityError, ManifestError, StorageError
 from autoglm.releases import Manifest, canonical_json, is_name
+from autoglm.trust import floor
 
 MAX_QUARANTINED = 32
 _MAX_JSON_BYTES = 1 << 20
@@ -109,6 +110,16 @@ class Slots:
         files.remove_temporaries(root)
         self.now = read_current(root) or Current()
         self.quarantined = read_quarantine(root)
+        self.floor_path = root / "floor.json"
+        self.read_floor()
+
+    def read_floor(self) -> None:
+        """Take in what signed metadata has forbidden for good."""
+        self.floor = floor.read_floor(self.floor_path)
+
+    def is_forbidden(self, manifest: Manifest) -> bool:
+        """Tell whether a release was called back, or is older than a signed release still allows."""
+        return manifest.sha256 in self.floor.revoked or manifest.counter < self.floor.min_counter
 
     # -- what is there ------------------------------------------------------------------------------
 
@@ -150,7 +161,7 @@ class Slots:
     def may_fall_back(self) -> bool:
         """Tell whether the previous release is there, whole, and still allowed by the current one."""
         current, previous = self.manifest(self.now.current), self.manifest(self.now.previous)
-        if previous is None or not self.looks_intact(self.now.previous):
+        if previous is None or not self.looks_intact(self.now.previous) or self.is_forbidden(previous):
             return False
         return current is None or previous.counter >= current.min_counter
 
@@ -201,8 +212,9 @@ class Slots:
         self._store(Current(slot, None, confirmed=True))
 
     def choose_again(self) -> None:
-        """Find a release to load when ``current.json`` was lost: the oldest one that is whole."""
-        whole = sorted(self._whole(), key=lambda found: found[1].counter)
+        """Find a release to load when ``current.json`` was lost: the oldest one that is whole and allowed."""
+        allowed = (found for found in self._whole() if not self.is_forbidden(found[1]))
+        whole = sorted(allowed, key=lambda found: found[1].counter)
         self._store(Current(whole[0][0] if whole else None))
 
     def quarantine(self, version: str, manifest_sha256: str, code: str, at: datetime) -> None:

@@ -11,6 +11,7 @@ from autoglm.device.slots import Current, Slot, read_current, read_json, read_qu
 from autoglm.device.states import Machine, Saved, State
 from autoglm.errors import ManifestError
 from autoglm.releases import Manifest
+from autoglm.trust.floor import read_floor
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Status:
         confirmed: whether the current release has proved itself.
         tries_left: starts left for it while it has not.
         quarantined: versions that failed here.
+        revoked: which of the current and the previous one were called back by their publisher.
         progress: ``{"phase", "done", "total"}`` in bytes, of a download or a patch under way.
         last_error: ``{"code", "message", "at"}``.
         next_check: when the agent asks next, RFC 3339.
@@ -72,6 +74,7 @@ class Status:
     confirmed: bool
     tries_left: int
     quarantined: tuple[str, ...]
+    revoked: tuple[str, ...]
     progress: dict[str, Any] | None
     last_error: dict[str, str] | None
     next_check: str | None
@@ -106,6 +109,7 @@ def make_status(
 ) -> Status:
     """Put a status together from what is known."""
     manifest, previous = (_manifest(root, slot) for slot in (now.current, now.previous))
+    called_back = read_floor(root / "floor.json").revoked
     in_trial = saved.state is State.TRIAL
     return Status(
         state=saved.state,
@@ -118,6 +122,7 @@ def make_status(
         confirmed=now.confirmed,
         tries_left=now.tries_left,
         quarantined=tuple(entry.version for entry in read_quarantine(root)),
+        revoked=tuple(m.version for m in (manifest, previous) if m is not None and m.sha256 in called_back),
         progress=progress,
         last_error=saved.last_error,
         next_check=next_check,

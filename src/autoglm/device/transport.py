@@ -1,4 +1,4 @@
-"""How a device talks to its hub: three calls, over whatever lies between them.
+"""How a device talks to its hub: four calls, over whatever lies between them.
 
 :class:`~autoglm.device.http.HttpTransport` does it over the network. :class:`LocalTransport` does it
 inside one process, for a service whose own engine is just another device.
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from autoglm.errors import NetworkError, NotFoundError, ProtocolError
+from autoglm.errors import MetadataError, NetworkError, NotFoundError, ProtocolError
 from autoglm.releases import EventAnswer, EventBatch, UpdateAnswer, UpdateRequest
 
 _READ_BYTES = 1 << 16
@@ -75,7 +75,7 @@ class Body(Protocol):
 
 
 class Transport(Protocol):
-    """The three calls."""
+    """The four calls."""
 
     @property
     def wire_bytes(self) -> int:
@@ -97,6 +97,20 @@ class Transport(Protocol):
         Raises:
             NetworkError: as for :meth:`check`.
             HubError: the hub does not give this package (any more).
+        """
+        ...
+
+    def metadata(self, name: str, max_bytes: int, /) -> bytes:
+        """Fetch a file of signed metadata, such as ``timestamp.json``.
+
+        Args:
+            name: its file name.
+            max_bytes: a longer one is broken off.
+
+        Raises:
+            NotFoundError: there is none of that name.
+            MetadataError: it is longer.
+            NetworkError, HubError: as for :meth:`check`.
         """
         ...
 
@@ -137,10 +151,13 @@ class LocalTransport:
         check: the hub's decision for a request.
         report: takes events.
         package: returns where the package of a SHA-256 lies.
+        metadata: returns a file of signed metadata.
 
     Example::
 
-        LocalTransport(check=hub.check, report=hub.record, package=hub.package_path)
+        LocalTransport(
+            check=hub.check, report=hub.record, package=hub.package_path, metadata=hub.metadata
+        )
     """
 
     wire_bytes = 0
@@ -151,8 +168,9 @@ class LocalTransport:
         check: Callable[[UpdateRequest], UpdateAnswer],
         report: Callable[[EventBatch], EventAnswer],
         package: Callable[[str], Path],
+        metadata: Callable[[str], bytes],
     ) -> None:
-        self._check, self._report, self._package = check, report, package
+        self._check, self._report, self._package, self._metadata = check, report, package, metadata
 
     def check(self, request: UpdateRequest, /) -> UpdateAnswer:
         """Ask the hub."""
@@ -161,6 +179,17 @@ class LocalTransport:
     def report(self, batch: EventBatch, /) -> EventAnswer:
         """Deliver events to the hub."""
         return self._report(batch)
+
+    def metadata(self, name: str, max_bytes: int, /) -> bytes:
+        """Return a file of the hub's signed metadata.
+
+        Raises:
+            NotFoundError: there is none of that name.
+            MetadataError: it is too long.
+        """
+        if len(content := self._metadata(name)) > max_bytes:
+            raise MetadataError(f"{name} has {len(content)} bytes; at most {max_bytes} are taken")
+        return content
 
     def fetch(self, url: str, offset: int, etag: str | None = None, /) -> FileBody:
         """Open the package that ``url`` names by its hash.

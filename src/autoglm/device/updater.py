@@ -29,7 +29,7 @@ from autoglm.device.context import Device, keep_device_id, silent
 from autoglm.device.cycle import Arrival, Cycle, to_result
 from autoglm.device.http import HttpTransport
 from autoglm.device.install import require_newer
-from autoglm.device.offer import Offer, read_offer
+from autoglm.device.offer import Offer, signed_offer
 from autoglm.device.outbox import Outbox
 from autoglm.device.recovery import recover, settle
 from autoglm.device.runtime import Runtime
@@ -45,6 +45,7 @@ from autoglm.device.states import (
 from autoglm.device.status import Status, UpdateResult, make_status
 from autoglm.device.transport import Transport
 from autoglm.device.trial import Proving
+from autoglm.device.trust import Trust, read_root
 from autoglm.errors import (
     AutoGLMError,
     ConfigError,
@@ -71,6 +72,9 @@ class Updater:
         runtime: what runs the model; may also be given to :meth:`update` later.
         progress: told how far downloads and patches are.
         token: the device's token for the hub.
+        trust_root: the hub's ``root.json``, as bytes or a path, to verify releases with; kept once given.
+        trust_first_use: believe the first root that the hub sends where none was ever given: whoever stands
+            between the two at that moment chooses what this device runs.
         allow_http, ca_file: see :class:`~autoglm.device.http.HttpTransport`.
         boot: False for a process that will not load :attr:`active`, such as a command that only checks.
 
@@ -93,6 +97,8 @@ class Updater:
         runtime: Runtime | None = None,
         progress: Progress | None = None,
         token: str | None = None,
+        trust_root: bytes | str | Path | None = None,
+        trust_first_use: bool = False,
         allow_http: bool = False,
         ca_file: str | Path | None = None,
         boot: bool = True,
@@ -107,7 +113,7 @@ class Updater:
         self._progress_now: dict[str, Any] | None = None
         self.next_check: str | None = None
         self._closed = False
-        root = Path(root)
+        root, trusted = Path(root), read_root(trust_root)
         random_source = random_source or random.Random()
         with ExitStack() as stack:
             if transport is None and hub_url is not None:
@@ -136,6 +142,7 @@ class Updater:
                 machine=Machine(root / "state.json"),
                 outbox=outbox,
                 transport=transport,
+                trust=Trust(root, slots, root=trusted, first_use=trust_first_use, now=self.clock.now),
                 progress=self._note_progress,
             )
             recover(self._device, boot=boot)
@@ -241,10 +248,10 @@ class Updater:
         if (held := self._held_by_trial()) is not None:
             return held
         answer = self.check(environment)
-        if not answer.need_update:
+        offer = signed_offer(self._device, self._transport(), answer)
+        if offer is None:
             outcome.withdraw(self._device)
             return UpdateResult("none", retry_after_s=answer.retry_after_s)
-        offer = read_offer(answer)
         if self._device.slots.is_quarantined(offer.manifest_sha256):
             message = f"{offer.version} failed on this device before; it is not installed again"
             return UpdateResult("held", to_version=offer.version, code=E_QUARANTINED, message=message)
@@ -338,6 +345,7 @@ class Updater:
             on_trial = self._device.machine.state is State.TRIAL
             attempt = None if on_trial else outcome.attempt_about(manifest, self._device)
             outcome.fail(self._device, E_ROLLBACK, reason, quarantine=True, attempt=attempt)
+            self._device.trust.proved(previous)
             self._proving.go_back(self._runtime)
             self._flush_quietly()
             return UpdateResult(

@@ -2,7 +2,8 @@
 
 Publishing is atomic, the store immutable and content-addressed, packages are built by a separate worker
 process, and the decision for a device is a pure function in memory. SQLAlchemy is used nowhere else.
-It serves no HTTP and signs nothing: the service does the one, the trust part the other.
+It serves no HTTP: the service does. It signs packages with its online keys, and verifies releases, which are
+signed elsewhere; only a hub that made all keys on this machine signs those too.
 
     >>> from autoglm.hub import Hub, HubConfig, WorkerProcess
     >>> with Hub.open(HubConfig(Path("data/hub"))) as hub, WorkerProcess(hub.config):   # doctest: +SKIP
@@ -10,7 +11,7 @@ It serves no HTTP and signs nothing: the service does the one, the trust part th
 """
 
 from autoglm.hub.decision import Choice, Snapshot, decide
-from autoglm.hub.hub import PACKAGE_PATH, Hub
+from autoglm.hub.hub import PACKAGE_PATH, TRUST_FOLDER, Hub
 from autoglm.hub.records import (
     Audience,
     Claims,
@@ -26,6 +27,7 @@ from autoglm.hub.supervision import WorkerProcess
 
 __all__ = [
     "PACKAGE_PATH",
+    "TRUST_FOLDER",
     "Audience",
     "Choice",
     "Claims",

@@ -44,13 +44,17 @@ from autoglm.hub.records import (
     RolloutState,
 )
 from autoglm.hub.rollouts import change_state, describe, list_rollouts, put_rollout
+from autoglm.hub.signing import Signing
 from autoglm.hub.snapshot import SnapshotCache
 from autoglm.hub.store import Store, objects_of
 from autoglm.hub.tables import PackageRow, ReleaseRow
 from autoglm.hub.tokens import Tokens, ensure_admin_token
 from autoglm.releases import EventAnswer, EventBatch, Manifest, UpdateAnswer, UpdateRequest
+from autoglm.trust.repository import Repository
+from autoglm.trust.roles import release_path
 
 PACKAGE_PATH = "/v1/model/packages/{sha256}.wpatch"
+TRUST_FOLDER = "trust"
 
 
 def database_url(config: HubConfig) -> str:
@@ -62,11 +66,17 @@ class Hub:
     """Releases, packages, roll-outs and devices of one model. Made by :meth:`open`."""
 
     def __init__(
-        self, config: HubConfig, store: Store, database: Database, clock: Callable[[], float]
+        self,
+        config: HubConfig,
+        store: Store,
+        database: Database,
+        trust: Repository,
+        clock: Callable[[], float],
     ) -> None:
         self._config, self._store, self._database, self._clock = config, store, database, clock
-        self._snapshots = SnapshotCache(database, config.model, config.variant)
-        self._publisher = Publisher(config, store, database, clock)
+        self._signing = Signing(trust, database, clock)
+        self._snapshots = SnapshotCache(database, config.model, config.variant, trust.revoked)
+        self._publisher = Publisher(config, store, database, self._signing, clock)
         self._tokens = Tokens(database)
         self._devices = Devices(database, config.model, config.variant)
         self._admin_token = ""
@@ -82,15 +92,22 @@ class Hub:
         Raises:
             ConfigError: a setting is wrong.
             StorageError: the directory or the database cannot be used.
+            TrustError: the signed metadata is damaged.
         """
         store = Store(config.directory)
         try:
             with store.lock():
+                trust = Repository.open(store.directory / TRUST_FOLDER, clock=clock)
                 database, token = cls._enter(config, store, clock())
         except OSError as error:
             raise files.storage_error(error, f"opening the hub in {store.directory}") from error
-        hub = cls(config, store, database, clock)
+        hub = cls(config, store, database, trust, clock)
         hub._admin_token = token
+        try:
+            hub._signing.catch_up()
+        except BaseException:
+            hub.close()
+            raise
         return hub
 
     @staticmethod
@@ -164,6 +181,8 @@ class Hub:
             NotFoundError: no such file, or its base is not in this hub.
             PackageError, BaseMismatchError, IntegrityError, ManifestError: the package is broken.
             ConflictError: the version or counter is taken, the model is another, or its roll-out is paused.
+            SignatureError: no release key has signed it, and none is on this machine.
+            RevokedError: it was called back.
             StorageError: the disk refused. After any of these, nothing was published.
         """
         offered = percent is not None or groups or regions
@@ -203,6 +222,22 @@ class Hub:
                 if session.scalars(select(PackageRow.id).where(*stored)).first() is not None:
                     return self._store.object_path(sha256)
         raise NotFoundError(f"there is no package {sha256[:80]!r}")
+
+    @property
+    def trust(self) -> Signing:
+        """What is signed here: the metadata that devices read, and what is uploaded to it."""
+        return self._signing
+
+    def revoke_release(self, version: str) -> Release:
+        """Call a release back with the release key of this machine: it is never installed again.
+
+        Raises:
+            NotFoundError: there is no such release.
+            SignatureError: the release key is not on this machine.
+            StorageError: the disk refused.
+        """
+        self._signing.revoke(self.release(version).manifest)
+        return self.release(version)
 
     def info(self) -> HubInfo:
         """Return the hub at a glance."""
@@ -286,10 +321,12 @@ class Hub:
             ConfigError: an argument is out of its range.
             NotFoundError: there is no such release.
             ConflictError: the same roll-out is paused.
+            RevokedError: the release was called back.
         """
         audience = Audience.of(percent, tuple(groups), tuple(regions))
         with self._database.write() as session:
             release = self._find_release(session, version)
+            self._signing.require_standing(release.version, release.manifest_sha256)
             return describe(session, put_rollout(session, release, audience, self._clock()))
 
     def set_rollout_state(self, rollout_id: str, state: RolloutState) -> Rollout:
@@ -341,7 +378,9 @@ class Hub:
         return row
 
     def _as_release(self, row: ReleaseRow) -> Release:
-        return Release(Manifest.from_bytes(row.manifest), self._store.releases / row.folder, row.created_at)
+        revoked = row.manifest_sha256 in self._signing.repository.revoked()
+        directory = self._store.releases / row.folder
+        return Release(Manifest.from_bytes(row.manifest), directory, row.created_at, revoked)
 
     def _is_ours(self, request: UpdateRequest) -> bool:
         asked = (request.model or self._config.model, request.variant or self._config.variant)
@@ -357,6 +396,7 @@ class Hub:
             target_version=release.version,
             download_url=base_url + PACKAGE_PATH.format(sha256=package.sha256),
             kind="patch" if choice.kind == "patch" else "full",
+            manifest=release_path(self._config.model, self._config.variant, release.version),
             manifest_sha256=release.manifest_sha256,
             counter=release.counter,
             sha256=package.sha256,

@@ -21,6 +21,7 @@ from autoglm.hub.decision import StoredPackage
 from autoglm.hub.ledger import find_row, queue_packages, requeue_failed, store_package
 from autoglm.hub.records import Audience, HubConfig, Publication
 from autoglm.hub.rollouts import describe, put_rollout
+from autoglm.hub.signing import Signing
 from autoglm.hub.store import Store
 from autoglm.hub.tables import ReleaseRow
 from autoglm.releases import HEALTH_NAME, MANIFEST_NAME, HealthCheck, Manifest
@@ -36,6 +37,7 @@ class _Candidate:
         file: the package.
         package: its row-to-be.
         base_id: the release it was made against, None for a full package.
+        base_sha256: that release's identity.
     """
 
     manifest: Manifest
@@ -43,15 +45,22 @@ class _Candidate:
     file: Path
     package: StoredPackage
     base_id: int | None
+    base_sha256: str | None
 
 
 class Publisher:
     """Takes packages in; safe in any number of threads and processes."""
 
     def __init__(
-        self, config: HubConfig, store: Store, database: Database, clock: Callable[[], float]
+        self,
+        config: HubConfig,
+        store: Store,
+        database: Database,
+        signing: Signing,
+        clock: Callable[[], float],
     ) -> None:
         self._config, self._store, self._database, self._clock = config, store, database, clock
+        self._signing = signing
 
     def publish(self, package: Path, audience: Audience | None) -> Publication:
         """Take a package in and, with an audience, offer it; the same release again changes nothing.
@@ -60,6 +69,7 @@ class Publisher:
             NotFoundError: no such file, or its base is not in this hub.
             PackageError, BaseMismatchError, IntegrityError, ManifestError: the package is broken.
             ConflictError: the version or counter is taken by another release, or it is of another model.
+            SignatureError: no release key has signed it, and none is here; RevokedError: it was called back.
             StorageError: the disk refused; nothing was published.
         """
         try:
@@ -73,7 +83,7 @@ class Publisher:
     def _examine(self, package: Path, work: Path) -> _Candidate:
         held, sha256 = self._store.take(package, work)
         info = patch.inspect(held)
-        base_id, base = self._find_base(info)
+        base_id, base, base_sha256 = self._find_base(info)
         directory = work / "release"
         patch.apply(base, held, directory, link_unchanged=True)
         manifest = Manifest.read(directory)
@@ -81,11 +91,11 @@ class Publisher:
         self._check(manifest, directory)
         size = held.stat().st_size
         stored = StoredPackage(sha256, size, info.header_length, info.header_sha256)
-        return _Candidate(manifest, directory, held, stored, base_id)
+        return _Candidate(manifest, directory, held, stored, base_id, base_sha256)
 
-    def _find_base(self, info: patch.PackageInfo) -> tuple[int | None, Path | None]:
+    def _find_base(self, info: patch.PackageInfo) -> tuple[int | None, Path | None, str | None]:
         if info.kind == "full":
-            return None, None
+            return None, None, None
         wanted = [file.sha256 for file in info.base_files if file.path == MANIFEST_NAME]
         if not wanted:
             raise NotFoundError("the package was not made against a release: its base has no manifest.json")
@@ -97,7 +107,7 @@ class Publisher:
                     f"the package's base, the release with manifest {wanted[0]}, is not in this hub: "
                     "publish that one first, or publish a full package"
                 )
-            return row.id, self._store.releases / row.folder
+            return row.id, self._store.releases / row.folder, wanted[0]
 
     def _check(self, manifest: Manifest, directory: Path) -> None:
         ours = (self._config.model, self._config.variant)
@@ -116,6 +126,9 @@ class Publisher:
         with self._database.read() as session:
             known = self._known(session, manifest)
             new_package = known is None or self._is_wanted(session, candidate, known.id)
+        self._signing.require_release(manifest)
+        if new_package:
+            self._signing.add_package(candidate.package, manifest.sha256, candidate.base_sha256)
         if known is None:
             self._store.add_release(manifest, candidate.directory, work)
         if new_package:

@@ -112,11 +112,13 @@ class Release:
         manifest: what it is made of.
         directory: its files; never write there.
         created_at: when it was published, seconds since 1970.
+        revoked: whether its publisher has called it back.
     """
 
     manifest: Manifest
     directory: Path
     created_at: float
+    revoked: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the release as the admin API shows it."""
@@ -127,6 +129,7 @@ class Release:
             "manifest_sha256": self.manifest.sha256,
             "total_bytes": self.manifest.total_bytes,
             "created_at": self.created_at,
+            "revoked": self.revoked,
         }
 
 

@@ -7,6 +7,7 @@ process on the database; without a change it costs microseconds and reads no tab
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Collection
 from typing import cast
 
 from sqlalchemy import select
@@ -30,8 +31,16 @@ def audience_of(row: RolloutRow) -> Audience:
     return Audience(row.basis_points, tuple(row.groups), tuple(row.regions))
 
 
-def load_snapshot(session: Session, model: str, variant: str) -> Snapshot:
-    """Read everything that decisions need, in one consistent view."""
+def load_snapshot(
+    session: Session, model: str, variant: str, revoked: Collection[str] = frozenset()
+) -> Snapshot:
+    """Read everything that decisions need, in one consistent view.
+
+    Args:
+        session: the view.
+        model, variant: what the hub serves.
+        revoked: identities of releases that are offered to nobody, whatever the roll-outs say.
+    """
     of_hub = (ReleaseRow.model == model, ReleaseRow.variant == variant)
     rows = session.scalars(select(ReleaseRow).where(*of_hub)).all()
     releases = {row.version: Offerable(row.version, row.counter, row.manifest_sha256) for row in rows}
@@ -40,7 +49,9 @@ def load_snapshot(session: Session, model: str, variant: str) -> Snapshot:
         model=model,
         variant=variant,
         releases=releases,
-        rules=_rules(session, {row.id: releases[row.version] for row in rows}),
+        rules=_rules(
+            session, {row.id: releases[row.version] for row in rows if row.manifest_sha256 not in revoked}
+        ),
         ledger=_ledger(session, model, variant),
     )
 
@@ -66,23 +77,28 @@ def _ledger(session: Session, model: str, variant: str) -> LedgerView:
     return {(source, version): _entry(row) for row, source, version in rows}
 
 
+def package_of(row: PackageRow) -> StoredPackage:
+    """Return the package that a ``stored`` row describes."""
+    return StoredPackage(
+        cast("str", row.sha256),
+        cast("int", row.size),
+        cast("int", row.header_length),
+        cast("str", row.header_sha256),
+    )
+
+
 def _entry(row: PackageRow) -> LedgerEntry:
-    package = None
-    if row.state == "stored":
-        package = StoredPackage(
-            cast("str", row.sha256),
-            cast("int", row.size),
-            cast("int", row.header_length),
-            cast("str", row.header_sha256),
-        )
+    package = package_of(row) if row.state == "stored" else None
     return LedgerEntry(cast("PackageState", row.state), row.queued_at, package)
 
 
 class SnapshotCache:
     """Keeps the newest snapshot; one for each open hub."""
 
-    def __init__(self, database: Database, model: str, variant: str) -> None:
-        self._database, self._model, self._variant = database, model, variant
+    def __init__(
+        self, database: Database, model: str, variant: str, revoked: Callable[[], frozenset[str]]
+    ) -> None:
+        self._database, self._model, self._variant, self._revoked = database, model, variant, revoked
         self._lock = threading.Lock()
         self._mark = -1
         self._snapshot: Snapshot | None = None
@@ -105,4 +121,4 @@ class SnapshotCache:
         with self._database.read() as session:
             if known is not None and Database.revision(session) == known.revision:
                 return known
-            return load_snapshot(session, self._model, self._variant)
+            return load_snapshot(session, self._model, self._variant, self._revoked())

@@ -27,11 +27,13 @@ from autoglm import files, patch
 from autoglm.errors import AutoGLMError, IntegrityError, StorageError
 from autoglm.hub.database import Database
 from autoglm.hub.decision import MAX_PATCH_SHARE, StoredPackage
-from autoglm.hub.hub import database_url
+from autoglm.hub.hub import TRUST_FOLDER, database_url
 from autoglm.hub.ledger import BuildCost, Job, Ledger
 from autoglm.hub.records import HubConfig
+from autoglm.hub.signing import signed_package
 from autoglm.hub.store import Store
 from autoglm.releases import MANIFEST_NAME, Manifest
+from autoglm.trust.repository import Repository
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +62,7 @@ class Worker:
         self._job: Job | None = None
         self._store = Store(config.directory)
         with self._store.lock():
+            self._trust = Repository.open(self._store.directory / TRUST_FOLDER, clock=clock)
             self._database = Database(database_url(config))
         self._ledger = Ledger(self._database, f"{socket.gethostname()}:{os.getpid()}", clock)
         if left := self._ledger.reclaim():
@@ -70,7 +73,7 @@ class Worker:
         self._database.close()
 
     def run(self, stop: threading.Event) -> None:
-        """Build until ``stop`` is set, looking for new work twice a second.
+        """Build until ``stop`` is set, looking for new work twice a second; keep signatures from expiring.
 
         Raises:
             StorageError: the database refused.
@@ -85,7 +88,22 @@ class Worker:
                 while not stop.is_set() and self.run_once():
                     pass
             idle_checks += 1
+            self._keep_signed()
             stop.wait(POLL_SECONDS)
+
+    def _keep_signed(self) -> None:
+        """Sign again what will expire soon, and say what only other keys can sign."""
+        try:
+            if not self._trust.refresh():
+                return
+            for role, expires in self._trust.expiring():
+                _log.warning(
+                    "%s expires on %s and is signed by keys that are not here: see docs/trust.md",
+                    role,
+                    f"{expires:%Y-%m-%d}",
+                )
+        except (AutoGLMError, OSError) as error:
+            _log.warning("The signed metadata could not be renewed: %s", error)
 
     def run_once(self) -> bool:
         """Do one build; False when there was nothing to do.
@@ -147,8 +165,11 @@ class Worker:
             return
         info = patch.inspect(file)
         package = StoredPackage(files.sha256_file(file), size, info.header_length, info.header_sha256)
+        base = None if job.base is None else job.base.sha256
         with self._store.lock():
             self._store.add_object(file, package.sha256)
+            # Signed before it is in the ledger: what is offered is always signed.
+            self._trust.add_packages([signed_package(package, job.target.sha256, base)])
             self._ledger.store(job, package, cost)
         _log.info("Built %s: %d bytes in %.1f s", _title(job), size, cost.seconds)
 

@@ -106,6 +106,7 @@ class UpdateAnswer:
         target_version: the version it leads to.
         download_url: one ``.wpatch``, absolute or relative to the hub's address.
         kind: ``patch`` (against ``current_version``) or ``full``.
+        manifest: target path under which the release is signed; nothing below is believed without it.
         manifest_sha256: identity of the target release.
         counter: the target's counter.
         sha256, size: of the package.
@@ -120,6 +121,7 @@ class UpdateAnswer:
     target_version: str | None = None
     download_url: str | None = None
     kind: Literal["patch", "full"] | None = None
+    manifest: str | None = None
     manifest_sha256: str | None = None
     counter: int | None = None
     sha256: str | None = None
@@ -157,6 +159,7 @@ class UpdateAnswer:
             target_version=reader.name("target_version"),
             download_url=reader.text("download_url", 4096),
             kind=cast("Any", reader.choice("kind", "patch", "full")),
+            manifest=reader.maybe_text("manifest", 256),
             manifest_sha256=reader.sha256("manifest_sha256"),
             counter=reader.integer("counter", 1),
             sha256=reader.sha256("sha256"),

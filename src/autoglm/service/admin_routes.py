@@ -24,8 +24,10 @@ from autoglm.releases import MAX_FILE_BYTES
 from autoglm.service.bodies import body_schema, bounded_chunks, promised_bytes, read_model
 from autoglm.service.problems import APIError, ErrorAnswer
 from autoglm.service.state import ServiceState, state_of
+from autoglm.trust.admission import MAX_UPLOADED
 
 _MAX_BODY_BYTES = 64 << 10
+_MAX_METADATA_BYTES = 32 << 20
 _RESERVE_BYTES = 64 << 20  # left free whatever is uploaded, so that the tables can still be written
 _FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer} for status in (400, 401, 403, 404, 409, 413, 507)
@@ -58,6 +60,14 @@ class NewRollout(BaseModel):
     percent: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 100.0
     groups: Annotated[list[str], Field(max_length=32)] = []
     regions: Annotated[list[str], Field(max_length=32)] = []
+
+
+class SignedMetadata(BaseModel):
+    """Files of signed metadata by name, such as ``2.root.json``; their signatures are what lets them in."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    files: Annotated[dict[str, str], Field(min_length=1, max_length=MAX_UPLOADED)]
 
 
 class RolloutChange(BaseModel):
@@ -99,6 +109,28 @@ async def publish(
         )
     _nudge(state)
     return JSONResponse(publication.to_json(), status_code=201 if publication.created else 200)
+
+
+@router.post("/releases/{version}/revoke")
+async def revoke_release(version: str, request: Request) -> dict[str, Any]:
+    """Call a release back with the release key of this machine; it is offered and installed no more."""
+    state = state_of(request)
+    state.access.admin_route(request, "publisher")
+    release = await anyio.to_thread.run_sync(state.some_hub.revoke_release, version)
+    _nudge(state)
+    return release.to_json()
+
+
+@router.post("/metadata", openapi_extra=body_schema(SignedMetadata))
+async def upload_metadata(request: Request) -> dict[str, Any]:
+    """Take in metadata that was signed by offline keys, all of it or none."""
+    state = state_of(request)
+    state.access.admin_route(request, "publisher")
+    uploaded = await read_model(request, SignedMetadata, _MAX_METADATA_BYTES)
+    files = {name: text.encode() for name, text in uploaded.files.items()}
+    accepted = await anyio.to_thread.run_sync(state.some_hub.trust.accept, files)
+    _nudge(state)
+    return {"accepted": accepted}
 
 
 @router.get("/packages")

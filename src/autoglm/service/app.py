@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 import autoglm
 from autoglm.service import admin_routes, chat, health, model_routes
-from autoglm.service.admin_routes import NewRollout, RolloutChange
+from autoglm.service.admin_routes import NewRollout, RolloutChange, SignedMetadata
 from autoglm.service.bodies import component_schemas
 from autoglm.service.problems import install_problem_handlers
 from autoglm.service.schemas import ChatRequest
@@ -45,7 +45,7 @@ def create_app(state: ServiceState) -> FastAPI:
 def _describe(app: FastAPI) -> None:
     """Let the OpenAPI description hold the bodies that routes read by themselves."""
     generate = app.openapi
-    bodies = component_schemas(ChatRequest, NewRollout, RolloutChange)
+    bodies = component_schemas(ChatRequest, NewRollout, RolloutChange, SignedMetadata)
 
     def openapi() -> dict[str, Any]:
         description = generate()

@@ -7,6 +7,7 @@ never from what it says of itself.
 
 from __future__ import annotations
 
+import gzip
 import os
 from typing import Annotated, Any
 
@@ -21,9 +22,11 @@ from autoglm.releases import EventBatch, UpdateRequest
 from autoglm.service.bodies import read_body
 from autoglm.service.problems import APIError, ErrorAnswer, read_json
 from autoglm.service.state import OpenState, ServiceState, state_of
+from autoglm.trust.roles import TIMESTAMP_NAME
 
 MAX_CHECK_BYTES = 64 << 10
 MAX_EVENTS_BYTES = 1 << 20
+MIN_PACKED_BYTES = 512
 _FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer} for status in (400, 401, 403, 404, 413, 429)
 }
@@ -116,6 +119,25 @@ class PackageResponse(FileResponse):
                 headers={"content-range": f"bytes */{size}"},
             ).response
         return None
+
+
+MetadataName = Annotated[str, Path(max_length=64)]
+
+
+@hub_router.get("/v1/model/metadata/{name}", response_class=Response)
+async def metadata(name: MetadataName, request: Request, state: OpenState) -> Response:
+    """Send a file of signed metadata. All but ``timestamp.json`` never change under their names."""
+    content = await anyio.to_thread.run_sync(state.some_hub.trust.repository.read, name)
+    lasting = "no-cache" if name == TIMESTAMP_NAME else "public, max-age=31536000, immutable"
+    headers = {"cache-control": lasting, "vary": "accept-encoding"}
+    if len(content) > MIN_PACKED_BYTES and "gzip" in request.headers.get("accept-encoding", ""):
+        headers["content-encoding"] = "gzip"
+        content = await anyio.to_thread.run_sync(_packed, content)
+    return Response(content, media_type="application/json", headers=headers)
+
+
+def _packed(content: bytes) -> bytes:
+    return gzip.compress(content, 6, mtime=0)
 
 
 Sha256 = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]

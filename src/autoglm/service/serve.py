@@ -21,7 +21,7 @@ from autoglm import device
 from autoglm.device import Agent, LocalTransport, Updater
 from autoglm.errors import EngineError
 from autoglm.files import directory_lock, remove, write_durably
-from autoglm.hub import Hub, HubConfig, WorkerProcess
+from autoglm.hub import TRUST_FOLDER, Hub, HubConfig, WorkerProcess
 from autoglm.service.access import Access
 from autoglm.service.logs import STARTUP, close_logging, open_up, set_up_logging
 from autoglm.service.machine import bind, check_data_directory
@@ -97,7 +97,13 @@ def open_updater(hub: Hub, settings: Settings) -> Updater:
     wanted = settings.update
     updater = Updater(
         settings.data_path / "device",
-        transport=LocalTransport(check=hub.check, report=hub.record, package=hub.package_path),
+        transport=LocalTransport(
+            check=hub.check,
+            report=hub.record,
+            package=hub.package_path,
+            metadata=hub.trust.repository.read,
+        ),
+        trust_root=hub.trust.repository.root,
         model=settings.model.name,
         variant=settings.model.variant,
         device_id=DEVICE_ID,
@@ -120,6 +126,12 @@ def _announce(settings: Settings, state: ServiceState, url: str) -> None:
     write_service_file(settings, url)
     _log.info("Server listening on %s", url)
     _log.info("Hot-update endpoint available at %s", UPDATE_PATH)
+    if state.hub is not None and state.hub.trust.repository.holds_release_key:
+        _log.warning(
+            "ALL SIGNING KEYS ARE IN %s: fine for one machine; a fleet wants keys that lie elsewhere "
+            "(autoglm keys, docs/trust.md)",
+            settings.data_path / TRUST_FOLDER,
+        )
     if not settings.auth.required:
         _log.warning(
             "AUTHENTICATION IS OFF: whoever reaches this port may use the model and ask for updates; "

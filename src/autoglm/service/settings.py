@@ -139,6 +139,8 @@ class UpdateSettings:
         trial_answers: good live answers that confirm a new release.
         trial_minutes: and the time it must have run.
         tries: starts that an unconfirmed release is given.
+        root: the hub's ``root.json`` for devices that run from this file; not for the service itself.
+        trust_first_use: let such devices believe the first root that their hub sends.
     """
 
     __pydantic_config__ = _KNOWN_KEYS
@@ -148,6 +150,8 @@ class UpdateSettings:
     trial_answers: Annotated[int, Strict(), Field(ge=0, le=MAX_TRIAL_ANSWERS)] = 5
     trial_minutes: Annotated[float, Strict(), Field(ge=0, le=MAX_TRIAL_MINUTES, allow_inf_nan=False)] = 10.0
     tries: Annotated[int, Strict(), Field(ge=1, le=MAX_TRIES)] = 3
+    root: str | None = None
+    trust_first_use: Switch = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,386 @@
+"""The hub's signed metadata: kept, served, extended with the online keys, and replaced by what is uploaded.
+
+::
+
+    metadata/        every signed file; timestamp.json names the state that devices see
+    online/          private keys of snapshot, timestamp and patches
+    keys/            private keys of the other roles: only on a machine that made them all by itself
+    root.json        the newest root, for whoever on this machine needs one to begin with
+
+What it guarantees: ``timestamp.json`` is replaced last, durably, so a crash leaves the old state or the new
+one; whatever is uploaded is verified against what was trusted before, whole, before any of it is kept; a
+release that was signed never disappears and never changes, but for being revoked.
+
+    >>> repository = Repository.open(data / "trust")                           # doctest: +SKIP
+    >>> repository.add_packages([SignedPackage(...)])                          # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+from tuf.api.metadata import Targets
+
+from autoglm.errors import ConfigError, ConflictError, StorageError
+from autoglm.files import make_directory, remove, remove_temporaries, storage_error, write_durably
+from autoglm.trust import documents
+from autoglm.trust.admission import Candidate, admit, is_sound, verify_offline
+from autoglm.trust.authority import Authority, Documents, establish
+from autoglm.trust.keys import KeyRing
+from autoglm.trust.roles import (
+    OFFLINE,
+    ONLINE,
+    PATCHES,
+    RELEASES,
+    ROOT,
+    RULES,
+    SNAPSHOT,
+    TIMESTAMP,
+    TIMESTAMP_NAME,
+    metadata_name,
+    owner_of,
+    parse_name,
+    release_path,
+)
+from autoglm.trust.shelf import Picture, Shelf
+from autoglm.trust.targets import SignedPackage, SignedRelease
+from autoglm.trust.watch import Watch
+
+KEEP_SUPERSEDED_S = 3600.0
+"""How long replaced files stay: a device in the middle of a check still asks for them."""
+
+
+class Repository:
+    """The metadata of one hub; safe for threads and processes of one machine. Made by :meth:`open`."""
+
+    def __init__(self, directory: Path, clock: Callable[[], float]) -> None:
+        self.directory, self._clock = directory, clock
+        self._shelf = Shelf(directory / "metadata")
+        self._ring = KeyRing([directory / "online", directory / "keys"])
+        self._memory = threading.Lock()
+        self._mark: tuple[int, int] | None = None
+        self._seen: Picture | None = None
+        self._watch = Watch()
+
+    @classmethod
+    def open(cls, directory: Path, *, clock: Callable[[], float] = time.time) -> Self:
+        """Open the repository, making all keys and the first metadata where there is none.
+
+        Raises:
+            TrustError: the metadata there is damaged.
+            StorageError: the disk refused.
+        """
+        repository = cls(directory, clock)
+        make_directory(directory)
+        with repository._lock():
+            repository._establish()
+            remove_temporaries(directory / "metadata")
+            repository._recover()
+            repository._publish_root()
+        repository.refresh()
+        return repository
+
+    def _establish(self) -> None:
+        """Make everything; what a crash before the first timestamp left is made anew."""
+        metadata = self._shelf.directory
+        if (metadata / TIMESTAMP_NAME).exists():
+            return
+        if (self.directory / "root.json").exists():
+            raise StorageError(f"{metadata / TIMESTAMP_NAME} is gone: restore {self.directory} from a backup")
+        for part in ("metadata", "keys", "online"):
+            remove(self.directory / part)
+        establish(self._shelf, self.directory / "keys", self.directory / "online", self._now())
+
+    def adopt(self) -> None:
+        """Make the newest files here the state of devices: a new hub was given what was signed elsewhere.
+
+        Raises:
+            TrustError: they do not fit together.
+            ConfigError: an online key is not here.
+            StorageError: the disk refused.
+        """
+        make_directory(self.directory)
+        with self._lock():
+            newest = Picture.newest(self._shelf)
+            verify_offline(newest)
+            newest.versions[TIMESTAMP] = Picture.published(self._shelf).versions[TIMESTAMP]
+            self._commit(newest, {})
+
+    # -- reading ------------------------------------------------------------------------------------
+
+    def read(self, name: str) -> bytes:
+        """Return a metadata file as devices get it; the timestamp is signed again first where that is due.
+
+        Raises:
+            NotFoundError: there is none of that name.
+            StorageError: it cannot be read.
+        """
+        if name == TIMESTAMP_NAME:
+            self.refresh()
+        return self._shelf.read(name)
+
+    @property
+    def root(self) -> bytes:
+        """The newest root, for devices to begin with."""
+        return self._shelf.read(metadata_name(ROOT, self._picture().versions[ROOT]))
+
+    @property
+    def holds_release_key(self) -> bool:
+        """Whether releases can be signed here, as on a machine that made all keys by itself."""
+        return self._can(self._picture(), RELEASES)
+
+    def release(self, model: str, variant: str, version: str) -> SignedRelease | None:
+        """Return what is signed about a release."""
+        target = self._picture().find(RELEASES, release_path(model, variant, version))
+        return None if target is None else SignedRelease.from_target(target)
+
+    def unsigned(self, releases: Iterable[SignedRelease]) -> list[SignedRelease]:
+        """Return those of the releases under whose names nothing is signed."""
+        picture, by_path = self._picture(), {release.path: release for release in releases}
+        paths = picture.by_bin(RELEASES, by_path)
+        return [by_path[path] for path in paths if picture.find(RELEASES, path) is None]
+
+    def revoked(self) -> frozenset[str]:
+        """Return the identities (SHA-256 of the manifest) of all revoked releases."""
+        return self._watch.revoked(self._picture())
+
+    def _picture(self) -> Picture:
+        """Return the state that devices see, read again when any process has changed it."""
+        with self._memory:
+            try:
+                status = (self._shelf.directory / TIMESTAMP_NAME).stat()
+            except OSError as error:
+                raise storage_error(error, f"reading {self._shelf.directory / TIMESTAMP_NAME}") from error
+            mark = status.st_ino, status.st_mtime_ns
+            if self._seen is None or mark != self._mark:
+                self._seen, self._mark = Picture.published(self._shelf), mark
+            return self._seen
+
+    # -- writing ------------------------------------------------------------------------------------
+
+    def add_packages(self, packages: Iterable[SignedPackage]) -> None:
+        """Sign packages with the patches key; those that are signed already stay as they are.
+
+        Raises:
+            ConfigError: the key is not here.
+            StorageError: the disk refused; nothing has changed for devices.
+        """
+        with self._lock():
+            picture = Picture.published(self._shelf)
+            wanted = {package.path: package.to_target() for package in packages}
+            paths = picture.by_bin(PATCHES, wanted)
+            new = [wanted[path] for path in paths if picture.find(PATCHES, path) != wanted[path]]
+            if new:
+                changed = picture.with_entries(PATCHES, new, self._now())
+                self._commit(picture, self._signed(picture, PATCHES, changed))
+
+    def sign_release(self, release: SignedRelease) -> None:
+        """Sign a release here, on a machine that made all keys by itself.
+
+        Raises:
+            ConfigError: the release key is not here.
+            ConflictError: another release is signed under its names, or it was revoked.
+        """
+        with self._lock():
+            picture = Picture.published(self._shelf)
+            if made := self._authority(picture).sign_release(release):
+                self._commit(picture, made)
+
+    def revoke_release(self, model: str, variant: str, version: str) -> None:
+        """Call a release back, with the release key of this machine.
+
+        Raises:
+            ConfigError: the release key is not here.
+            NotFoundError: no such release was signed.
+        """
+        with self._lock():
+            picture = Picture.published(self._shelf)
+            if made := self._authority(picture).revoke_release(model, variant, version):
+                self._commit(picture, made)
+
+    def accept(self, uploaded: Mapping[str, bytes]) -> list[str]:
+        """Take in metadata that was signed elsewhere, all of it or none.
+
+        Args:
+            uploaded: signed files by name; those that are here already count as accepted.
+
+        Returns:
+            The names of what is new.
+
+        Raises:
+            SignatureError, MetadataError, ExpiredError, RollbackError: it is not what may follow.
+            ConflictError: it would change or drop a signed release, or the hub lacks a private key for it.
+            StorageError: the disk refused; nothing has changed for devices.
+        """
+        with self._lock():
+            picture = Picture.published(self._shelf)
+            candidate = admit(picture, uploaded, self._now())
+            if candidate.new:
+                self._commit(candidate.picture, dict(candidate.new) | self._follow(candidate))
+            return sorted(candidate.new)
+
+    def _follow(self, candidate: Candidate) -> Documents:
+        """Sign again, with the online keys, what the new metadata asks for."""
+        picture = candidate.picture
+        for role in ONLINE:
+            found = documents.role_of(picture.root, picture.targets, role)
+            try:
+                self._ring.require(role, list(found.keyids), found.threshold)
+            except ConfigError as error:
+                raise ConflictError(
+                    f"the hub lacks the new private key of {role}: put it into {self.directory / 'online'} "
+                    "first, then upload again"
+                ) from error
+        return self._patches_anew(picture) if candidate.has_new_patches_key else {}
+
+    def _patches_anew(self, picture: Picture) -> Documents:
+        delegation = documents.role_of(picture.root, picture.targets, PATCHES)
+        keys = [picture.targets.get_key(keyid) for keyid in delegation.keyids]
+        delegated = documents.new_delegated(PATCHES, keys, self._now())
+        changed = {PATCHES: picture.stamped(delegated, PATCHES, self._now())}
+        changed |= {role: picture.next_bin(role, self._now()) for role in picture.bins(PATCHES)}
+        return self._signed(picture, PATCHES, changed)
+
+    # -- expiry -------------------------------------------------------------------------------------
+
+    def refresh(self) -> bool:
+        """Sign again what will expire soon, as far as the keys here go; cheap when nothing is due.
+
+        Returns:
+            Whether anything was.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        picture = self._picture()
+        if not self._watch.is_time(picture, self._clock()) or not self._due(picture):
+            return False
+        with self._lock():
+            picture = Picture.published(self._shelf)
+            due = self._due(picture)
+            if due:
+                self._commit(picture, self._renewed(picture, due), only_time=due == [TIMESTAMP])
+            return bool(due)
+
+    def expiring(self) -> list[tuple[str, datetime]]:
+        """Return what should be signed again by keys that are not here, with the time of its expiry."""
+        picture = self._picture()
+        late = self._watch.late(picture, self._now())
+        return [(role, expires) for role, expires in late.items() if not self._can(picture, role)]
+
+    def _due(self, picture: Picture) -> list[str]:
+        """Return what is due and can be signed here."""
+        return [role for role in self._watch.late(picture, self._now()) if self._can(picture, role)]
+
+    def _can(self, picture: Picture, role: str) -> bool:
+        found = documents.role_of(picture.root, picture.targets, owner_of(role))
+        return sum(self._ring.find(keyid) is not None for keyid in found.keyids) >= found.threshold
+
+    def _renewed(self, picture: Picture, due: Iterable[str]) -> Documents:
+        """Sign again what is due; the snapshot and the timestamp follow by themselves."""
+        made = self._authority(picture).renew([role for role in due if owner_of(role) in OFFLINE])
+        for role in [role for role in due if owner_of(role) == PATCHES]:
+            signed = picture.delegated[PATCHES] if role == PATCHES else picture.read_targets(role)
+            if signed is not None:
+                made |= self._signed(picture, PATCHES, {role: picture.stamped(signed, role, self._now())})
+        return made
+
+    # -- the commit ---------------------------------------------------------------------------------
+
+    def _commit(self, picture: Picture, changed: Documents, *, only_time: bool = False) -> None:
+        """Keep new files, then sign the snapshot and the timestamp that make them the state of devices.
+
+        A root takes effect by lying there, so it is kept after all that it needs, right before the timestamp.
+
+        Args:
+            picture: the state to follow, with the root and versions that will hold.
+            changed: signed files by name.
+            only_time: sign the timestamp alone.
+        """
+        named = {name: parse_name(name) or ("", 0) for name in changed}
+        roots = {name: changed[name] for name, (role, _) in named.items() if role == ROOT}
+        if changed or not only_time:
+            picture.versions |= {role: version for role, version in named.values() if role != ROOT}
+            picture.versions[SNAPSHOT] += 1
+            changed = changed | self._snapshot(picture)
+        self._shelf.write({name: content for name, content in changed.items() if name not in roots})
+        self._shelf.write(dict(sorted(roots.items(), key=lambda item: named[item[0]])))
+        self._shelf.write(self._timestamp(picture))
+        self._publish_root()
+        self._sweep()
+
+    def _snapshot(self, picture: Picture) -> Documents:
+        version = picture.versions[SNAPSHOT]
+        below = {r: v for r, v in picture.versions.items() if owner_of(r) not in (ROOT, SNAPSHOT, TIMESTAMP)}
+        snapshot = documents.new_snapshot(version, below, self._until(SNAPSHOT))
+        return {metadata_name(SNAPSHOT, version): documents.sign(snapshot, self._signers(picture, SNAPSHOT))}
+
+    def _timestamp(self, picture: Picture) -> Documents:
+        version, snapshot = picture.versions[TIMESTAMP] + 1, picture.versions[SNAPSHOT]
+        timestamp = documents.new_timestamp(version, snapshot, self._until(TIMESTAMP), self._now())
+        return {TIMESTAMP_NAME: documents.sign(timestamp, self._signers(picture, TIMESTAMP))}
+
+    def _signed(self, picture: Picture, owner: str, changed: Mapping[str, Targets]) -> Documents:
+        signers = self._signers(picture, owner)
+        return {
+            metadata_name(role, each.version): documents.sign(each, signers) for role, each in changed.items()
+        }
+
+    def _signers(self, picture: Picture, role: str) -> list[documents.Signer]:
+        found = documents.role_of(picture.root, picture.targets, role)
+        return self._ring.require(role, list(found.keyids), found.threshold)
+
+    def _authority(self, picture: Picture) -> Authority:
+        return Authority(picture, self._ring, self._now())
+
+    def _recover(self) -> None:
+        """Finish a commit that was cut off behind its root; drop what an earlier cut left."""
+        published = Picture.published(self._shelf)
+        if not is_sound(published):
+            newest = Picture.newest(self._shelf)
+            newest.versions[TIMESTAMP] = published.versions[TIMESTAMP]
+            self._commit(newest, {})
+            return
+        for role, versions in self._shelf.versions().items():
+            for version in versions:
+                if version > published.versions.get(role, 0):
+                    remove(self._shelf.directory / metadata_name(role, version))
+
+    def _sweep(self) -> None:
+        """Remove replaced files, but for roots, once no device in the middle of a check can want them."""
+        limit, directory = self._clock() - KEEP_SUPERSEDED_S, self._shelf.directory
+        for role, versions in self._shelf.versions().items():
+            if role == ROOT:
+                continue
+            for version, following in itertools.pairwise(versions):
+                if (directory / metadata_name(role, following)).stat().st_mtime < limit:
+                    remove(directory / metadata_name(role, version))
+
+    def _publish_root(self) -> None:
+        path, root = self.directory / "root.json", self._shelf.read(self._newest_root())
+        if not path.exists() or path.read_bytes() != root:
+            write_durably(path, root)
+
+    def _newest_root(self) -> str:
+        return metadata_name(ROOT, self._shelf.versions()[ROOT][-1])
+
+    def _until(self, role: str) -> datetime:
+        return (self._now() + RULES[role].lifetime).replace(microsecond=0)
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock(), UTC)
+
+    @contextlib.contextmanager
+    def _lock(self) -> Generator[None]:
+        """Hold the right to change the metadata, among threads and processes."""
+        with (self.directory / "lock").open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
