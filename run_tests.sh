@@ -37,6 +37,15 @@ install_other_machines() {
     apt_install $missing || say "warning: not installed, so the tests that need them are deselected:$missing"
 }
 
+# A database server and a web server, which the tests of the hub at scale start for themselves.
+install_servers() {
+    missing=""
+    [ -n "$(find /usr/lib/postgresql -name initdb 2>/dev/null | head -n 1)" ] || missing="$missing postgresql"
+    [ -n "$missing" ] && can_apt || return 0
+    # shellcheck disable=SC2086 # a list of package names
+    apt_install $missing || say "warning: not installed, so the tests that need them are deselected:$missing"
+}
+
 # The everyday selection stands in pyproject.toml; an empty one selects everything.
 if [ "${1:-}" = "--all" ]; then
     shift
@@ -45,6 +54,7 @@ fi
 
 install_system_packages
 install_other_machines
+install_servers
 prepare_environment test
 
 cd "$ROOT"
