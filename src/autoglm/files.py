@@ -261,8 +261,10 @@ def verify_file(path: Path, *, size: int, sha256: str) -> None:
 
 def safe_relative_path(text: str) -> bool:
     """Tell whether ``text`` is a plain relative path that stays inside its directory on every system."""
-    if not text or len(text) > 255 or "\\" in text or "\0" in text or ":" in text:
+    if not text or len(text) > 255 or any(character in text for character in "\\\0:"):
         return False
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return False  # half of a pair, as JSON can hold it: no file system takes it
     return all(part not in ("", ".", "..") and not part.startswith(_TEMPORARY) for part in text.split("/"))
 
 
@@ -274,7 +276,11 @@ def directory_lock(directory: Path) -> Generator[None]:
         LockedError: another process holds it.
     """
     make_directory(directory)
-    with (directory / "lock").open("a+b") as file:
+    try:
+        file = (directory / "lock").open("a+b")
+    except OSError as error:
+        _refuse(error, f"opening {directory / 'lock'}")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

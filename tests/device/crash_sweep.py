@@ -1,112 +1,39 @@
-"""Kill an update by SIGKILL at each of its durable operations, and see what is left and whether it goes on.
+"""Cut a device's lives off at each of their operations on the disk, and see whether they go on.
 
-Run as a program of its own (it forks, which a test process with threads must not do):
+Run under the shim, as a program of its own (it forks, which a test process with threads must not do):
 
-    crash_sweep.py TEMPLATE ANSWER PACKAGES METADATA WORK [--every N] [--again]
+    crash_sweep.py [--stories update,failure,...] [--modes kill,half,...] [--every N] [--again]
 
-TEMPLATE is the data directory of a device on v1.2, ANSWER the hub's answer as JSON, PACKAGES a directory
-of packages named by their SHA-256, METADATA one of what is signed about them. With --again the next run is
-killed too, somewhere. Prints the number of points tried; fails on the first one that is wrong.
+The modes: ``kill`` (SIGKILL before the operation), ``half`` (SIGKILL in the middle of a write), ``eio`` and
+``enospc`` (the operation fails, once), ``full`` (no room from there on). After each the release to load must
+be whole, old or new, and the next life must bring the story to its end. With --again that one is killed too,
+somewhere. Prints, for each story and mode, the number of points tried; says which points went wrong.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import errno
+import logging
 import os
 import random
-import shutil
 import signal
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
-from autoglm.device import FileRuntime, LocalTransport, Updater, UpdateSettings
-from autoglm.device.clock import Clock
-from autoglm.device.slots import read_current
-from autoglm.errors import NotFoundError
-from autoglm.releases import EventAnswer, EventBatch, Manifest, UpdateAnswer, UpdateRequest
+import autoglm.trust.client  # noqa: F401 - imported before the forks, not in each of them
+from autoglm.errors import AutoGLMError, StorageError
+from device.disk import FULL, KILL, KILL_HALF, OFF, REFUSE, Disk, memory_directory
+from device.lives import STORIES, Stage, Story, prepare, require_safe
 
-OPERATIONS = ("fsync", "fdatasync", "rename", "replace", "link", "unlink", "remove", "rmdir", "mkdir")
-
-
-class FastClock(Clock):
-    """Time passes when the trial needs it to."""
-
-    seconds = 0.0
-
-    def monotonic(self) -> float:
-        return self.seconds
-
-    def now(self) -> datetime:
-        return datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
-
-    def sleep(self, seconds: float) -> None:
-        self.seconds += seconds
-
-
-class World:
-    """The hub's side, from the files that the test prepared; keeps events in memory."""
-
-    def __init__(self, answer: Path, packages: Path, signed: Path) -> None:
-        self.answer, self.packages = UpdateAnswer.from_bytes(answer.read_bytes()), packages
-        self.signed = signed
-        self.events: list[dict[str, Any]] = []
-
-    def check(self, request: UpdateRequest) -> UpdateAnswer:
-        return UpdateAnswer(False) if request.current_version == "v1.3" else self.answer
-
-    def record(self, batch: EventBatch) -> EventAnswer:
-        self.events += [event.to_json() for event in batch.events]
-        return EventAnswer(tuple(event.event_id for event in batch.events))
-
-    def metadata(self, name: str) -> bytes:
-        if not (self.signed / name).is_file():
-            raise NotFoundError(name)
-        return (self.signed / name).read_bytes()
-
-    def run(self, root: Path, log: Path) -> None:
-        """One life of the app: start, update, answer well, confirm."""
-        clock = FastClock()
-        transport = LocalTransport(
-            check=self.check,
-            report=self.record,
-            package=lambda sha256: self.packages / sha256,
-            metadata=self.metadata,
-        )
-        settings = UpdateSettings(chunk_bytes=1024, trial_answers=1, tries=100)
-        with Updater(
-            root, transport=transport, settings=settings, clock=clock, random_source=random.Random(1)
-        ) as updater:
-            result = updater.update(FileRuntime())
-            assert result.kind in ("updated", "none") or result.code == "E_TRIAL", result
-            updater.answered(True)
-            clock.seconds += 3600
-            updater.tick()
-            updater.tick()
-            log.write_text(json.dumps([updater.status().to_json(), self.events]))
-
-
-def kill_at(point: int) -> None:
-    """Make this process die right before its ``point``-th durable operation."""
-    count = 0
-
-    def hooked(real: Callable[..., Any]) -> Callable[..., Any]:
-        def operation(*arguments: Any, **named: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == point:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments, **named)
-
-        return operation
-
-    for name in OPERATIONS:
-        setattr(os, name, hooked(getattr(os, name)))
+MODES = {
+    "kill": (KILL, 0),
+    "half": (KILL_HALF, 0),
+    "eio": (REFUSE, errno.EIO),
+    "enospc": (REFUSE, errno.ENOSPC),
+    "full": (FULL, errno.ENOSPC),
+}
 
 
 def in_child(action: Callable[[], None]) -> int:
@@ -125,70 +52,86 @@ def in_child(action: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def look(root: Path) -> str:
-    """Check what a crash has left: the release to load is whole, and is the old one or the new one."""
-    now = read_current(root)
-    assert now is not None, "current.json is damaged"
-    assert now.current is not None, "no release is left"
-    directory = root / "releases" / now.current.folder
-    manifest = Manifest.read(directory)
-    manifest.verify(directory)
-    assert manifest.sha256 == now.current.manifest_sha256
-    assert manifest.version in ("v1.2", "v1.3")
-    return manifest.version
+class Sweep:
+    """One story, cut off in one way at point after point."""
+
+    def __init__(self, stage: Stage, story: Story, mode: str, again: bool) -> None:
+        self._stage, self._story, self._again = stage, story, again
+        self._mode, self._error = MODES[mode]
+        self._disk = Disk()
+        self._disk.watch(stage.phone)
+
+    def length(self) -> int:
+        """Return how many operations a life has that nothing disturbs."""
+        self._stage.set(self._story)
+        reader, writer = os.pipe()
+
+        def count() -> None:
+            self._disk.arm(KILL, -1)
+            self._stage.live(self._story)
+            os.write(writer, str(self._disk.count).encode())
+
+        assert in_child(count) == 0
+        self._stage.require_end(self._story)
+        os.close(writer)
+        with os.fdopen(reader) as pipe:
+            return int(pipe.read())
+
+    def try_point(self, point: int) -> bool:
+        """Cut a life off at one point, look, and go on; return False where there was nothing to cut off."""
+        self._stage.set(self._story)
+        ended = in_child(lambda: self._life(self._mode, point))
+        assert ended in (0, -signal.SIGKILL), "the life itself broke"
+        if ended == 0 and self._mode == KILL_HALF:
+            return False
+        require_safe(self._stage, self._story)
+        if self._again:
+            in_child(lambda: self._life(KILL, random.Random(point).randrange(1, 250)))
+            require_safe(self._stage, self._story)
+        assert in_child(lambda: self._life(OFF, 0)) == 0, "the next life broke"
+        self._stage.require_end(self._story)
+        return True
+
+    def _life(self, mode: int, point: int) -> None:
+        self._disk.arm(mode, point, self._error)
+        try:
+            self._stage.live(self._story)
+        except StorageError:
+            if mode not in (REFUSE, FULL):
+                raise
+        finally:
+            self._disk.arm(OFF)
 
 
-def finished(root: Path, log: Path) -> None:
-    """Check that the next life brought the update to its end, and left nothing lying about."""
-    status, _ = json.loads(log.read_text())
-    assert look(root) == "v1.3"
-    assert (status["state"], status["confirmed"], status["previous"]) == ("IDLE", True, "v1.2"), status
-    assert list((root / "staging").iterdir()) == []
-    wanted = {f.sha256 for v in ("v1.2", "v1.3") for f in Manifest.read(root / f"releases/nano-{v}").files}
-    assert {path.name for path in (root / "objects").iterdir()} == wanted
-    assert not list(root.rglob(".tmp-*"))
-
-
-def try_point(point: int, template: Path, world: World, work: Path, again: bool) -> bool:
-    """Crash at one point and go on; return False when the update ended before it was reached."""
-    root, log = work / "device", work / "log"
-    shutil.rmtree(root, ignore_errors=True)
-    log.unlink(missing_ok=True)
-    subprocess.run(["cp", "-a", str(template), str(root)], check=True)
-
-    def life(until: int) -> None:
-        kill_at(until)
-        world.run(root, log)
-
-    ended = in_child(lambda: life(point))
-    if again:
-        look(root)
-        in_child(lambda: life(random.Random(point).randrange(1, 60)))
-    assert ended in (0, -signal.SIGKILL), f"the update itself broke: {ended}"
-    look(root)
-    assert in_child(lambda: world.run(root, log)) == 0, "the next run broke"
-    finished(root, log)
-    return ended != 0
+def run(sweep: Sweep, every: int) -> tuple[int, list[str]]:
+    """Try every so many points; return how many were tried, and what went wrong at which."""
+    tried, wrong = 0, list[str]()
+    for point in range(1, sweep.length() + 1, every):
+        try:
+            tried += sweep.try_point(point)
+        except (AssertionError, AutoGLMError) as error:
+            wrong.append(f"point {point}: {error}")
+    return tried, wrong
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for name in ("template", "answer", "packages", "metadata", "work"):
-        parser.add_argument(name, type=Path)
+    parser.add_argument("--stories", default=",".join(STORIES))
+    parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--again", action="store_true")
     arguments = parser.parse_args()
-    world = World(arguments.answer, arguments.packages, arguments.metadata)
-    point, tried = 1, 0
-    while True:
-        try:
-            if not try_point(point, arguments.template, world, arguments.work, arguments.again):
-                break
-        except AssertionError as error:
-            raise SystemExit(f"point {point}: {error}") from error
-        point += arguments.every
-        tried += 1
-    print(tried)
+    logging.disable()
+    all_wrong: list[str] = []
+    with memory_directory() as root:
+        stage = prepare(root)
+        for name in arguments.stories.split(","):
+            for mode in arguments.modes.split(","):
+                tried, wrong = run(Sweep(stage, STORIES[name], mode, arguments.again), arguments.every)
+                print(name, mode, tried, flush=True)
+                all_wrong += [f"{name} {mode} {line}" for line in wrong]
+    print(*all_wrong, sep="\n", file=sys.stderr)
+    sys.exit(bool(all_wrong))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,42 +15,49 @@ import pytest
 
 from autoglm.device import Updater
 from autoglm.errors import StorageError
-from autoglm.releases import Manifest, UpdateAnswer, canonical_json
+from autoglm.releases import Manifest, canonical_json
+from device.disk import build_shim, run_with_shim
 
 OPERATIONS = ("fsync", "fdatasync", "replace", "rename", "link", "mkdir", "posix_fallocate")
 
 
-def sweep(lab: Any, answer: UpdateAnswer, *options: str) -> int:
-    """Run the crash sweep in a process of its own, from v1.2 to v1.3; return the points tried."""
-    lab.install("v1.2").close()
-    work = lab.root.parent
-    (work / "answer.json").write_bytes(canonical_json(answer.to_json()))
-    (work / "packages").mkdir()
-    for sha256, path in lab.hub.files.items():
-        (work / "packages" / sha256).symlink_to(path)
-    lab.root.rename(work / "template")
-    signed = lab.hub.world.trust.directory / "metadata"
-    arguments = [work / "template", work / "answer.json", work / "packages", signed, work, *options]
-    command = [sys.executable, Path(__file__).with_name("crash_sweep.py"), *arguments]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return int(done.stdout)
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_shim(tmp_path_factory.mktemp("shim"))
 
 
-def test_a_kill_at_any_time_leaves_a_whole_release(lab: Any, hub: Any) -> None:
-    """SIGKILL at a spread of the durable operations: old or new release whole, and the next run finishes."""
-    assert sweep(lab, hub.offer("v1.2", "v1.3"), "--every", "9") >= 10
+def points(output: str) -> dict[str, int]:
+    """Return how many points were tried, by mode."""
+    tried: Counter[str] = Counter()
+    for line in output.splitlines():
+        _, mode, number = line.split()
+        tried[mode] += int(number)
+    return tried
+
+
+@pytest.mark.needs("cc")
+def test_lives_cut_off_anywhere_leave_a_whole_release_and_go_on(shim: Path) -> None:
+    """Updates, a fall-back, a roll-back and a first installation, killed or refused at a spread of their
+    operations on the disk: the old or the new release is whole, and the next life comes to the same end."""
+    tried = points(run_with_shim(shim, "crash_sweep.py", "--every", "97"))
+    assert min(tried.values()) >= 4
+    assert sum(tried.values()) >= 80
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("base", "options", "num_points"), [("v1.2", (), 90), ("v1.2", ("--again",), 90), (None, (), 250)]
-)
-def test_a_kill_at_every_durable_operation(
-    lab: Any, hub: Any, base: str | None, options: tuple[str, ...], num_points: int
-) -> None:
-    """The same at every single one: with a patch, with a second kill in the next run, with a full package."""
-    assert sweep(lab, hub.offer(base, "v1.3"), *options) >= num_points
+@pytest.mark.needs("cc")
+@pytest.mark.parametrize("mode", ["kill", "half", "eio", "enospc", "full"])
+def test_lives_cut_off_everywhere_go_on(shim: Path, mode: str) -> None:
+    """The same at every single operation, in each way."""
+    tried = points(run_with_shim(shim, "crash_sweep.py", "--modes", mode))
+    assert tried[mode] >= (500 if mode == "half" else 1900)
+
+
+@pytest.mark.long
+@pytest.mark.needs("cc")
+def test_a_second_kill_in_the_next_life_changes_nothing(shim: Path) -> None:
+    """Whatever is being recovered may be cut off itself."""
+    run_with_shim(shim, "crash_sweep.py", "--modes", "kill,half", "--again")
 
 
 class Refusal:

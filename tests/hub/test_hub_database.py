@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import alembic.command
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
@@ -20,8 +21,11 @@ import autoglm.hub.database as database_module
 from autoglm.errors import ConfigError, NotFoundError, StorageError
 from autoglm.hub import Claims, Hub, HubConfig
 from autoglm.hub.database import HEAD, Database
+from autoglm.hub.guard import describe
+from autoglm.hub.history import entries, look_back
+from autoglm.hub.rollouts import GUARD, move
 from autoglm.hub.store import Store
-from autoglm.hub.tables import Base
+from autoglm.hub.tables import Base, RolloutRow
 
 World = Any
 
@@ -171,3 +175,43 @@ def test_a_rotten_object_is_replaced_by_a_good_one(hub: Hub, config: HubConfig, 
     rotten.write_text("[]")
     hub.publish(world.full["v1.3"])
     assert rotten.read_text() == "{}"
+
+
+def test_a_database_of_the_first_version_keeps_what_it_counted(tmp_path: Path) -> None:
+    """Roll-outs, offers and results of schema 0001 are there after the upgrade; new states are allowed."""
+    path = tmp_path / "hub.sqlite"
+    engine = create_engine(f"sqlite:///{path}")
+    config = Config()
+    config.set_main_option("script_location", str(Path(database_module.__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        alembic.command.upgrade(config, "0001")
+        for statement in OLD_ROWS:
+            connection.exec_driver_sql(statement)
+    engine.dispose()
+    database = Database(f"sqlite:///{path}")
+    with database.read() as session:
+        row = session.get_one(RolloutRow, 1)
+        found = describe(session, row, 100.0)
+        assert (found.offered, found.began, found.succeeded, found.failed) == (3, 2, 1, 1)
+        assert (found.state, found.stages, found.percent, row.stage_at) == ("active", (), 50.0, 5.0)
+        assert [entry.act for entry in entries(session, 1)] == ["found"]
+        assert look_back(session, "m", "v", 1000.0, None, 10).versions == {"v1": 1}
+    with database.write() as session:
+        assert move(session, session.get_one(RolloutRow, 1), "halt", GUARD, 101.0, reason="seen")
+    database.close()
+
+
+OLD_ROWS = (
+    "INSERT INTO releases VALUES (1, 'm', 'v', 'v1', 1, 'f', 'a', x'7b7d', 1.0)",
+    "INSERT INTO rollouts VALUES (1, 1, 5000, 's', '[]', '[]', 'active', 5.0, 6.0)",
+    "INSERT INTO offers VALUES (1, 'd1', 'a1', 10.0), (1, 'd2', 'a2', 10.0), (1, 'd3', 'a3', 10.0)",
+    "INSERT INTO devices (model, variant, device_id, version, first_seen_at, seen_at, last_seq)"
+    " VALUES ('m', 'v', 'd1', 'v1', 9.0, 20.0, 3)",
+    "INSERT INTO events (device_id, event_id, seq, rollout_id, state, result, stats, received_at) VALUES"
+    " ('d1', 'e1', 1, 1, 'FAILED', 'fail', '{}', 11.0),"
+    " ('d1', 'e2', 2, 1, 'CONFIRMED', 'ok', '{}', 12.0),"
+    " ('d2', 'e3', 5, 1, 'FAILED', 'fail', '{}', 13.0),"
+    " ('d2', 'e4', 4, 1, 'CONFIRMED', 'ok', '{}', 14.0)",
+)

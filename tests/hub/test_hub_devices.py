@@ -197,6 +197,7 @@ def test_one_device_cannot_shadow_anothers_event(live: Hub) -> None:
     """The same event id from two devices is two events."""
     rollout = live.create_rollout("v1.3", 100).id
     for device in ("d1", "d2"):
+        live.check(UpdateRequest(device, "v1.2"))
         live.record(EventBatch(device, (event(1, rollout_id=rollout),)))
     assert live.rollouts()[0].succeeded == 2
 
@@ -215,6 +216,8 @@ def test_a_devices_newest_result_counts(live: Hub) -> None:
     """A device that failed and then succeeded is a success, and the other way round a failure."""
     rollout = live.create_rollout("v1.3", 100).id
     fail = {"state": "FAILED", "result": "fail", "rollout_id": rollout}
+    for device in ("d1", "d2", "d3"):
+        live.check(UpdateRequest(device, "v1.2"))
     live.record(EventBatch("d1", (event(1, **fail), event(2, rollout_id=rollout))))
     live.record(EventBatch("d2", (event(2, **fail), event(1, rollout_id=rollout))))
     live.record(EventBatch("d3", (event(1, "TRIAL", "progress", rollout_id=rollout),)))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
+from typing import Any
+
 import pytest
 
-from autoglm.errors import ConfigError, NotFoundError
-from autoglm.hub import Claims, Hub, HubConfig
+from autoglm.errors import ConfigError, NotFoundError, PermissionDeniedError
+from autoglm.hub import Actor, Claims, Hub, HubConfig
+from autoglm.hub.credentials import TOKEN_PREFIX, is_token, new_token
 
 
 def everything_on_disk(config: HubConfig) -> bytes:
@@ -79,9 +84,124 @@ def test_a_revoked_token_proves_nothing_at_once(hub: Hub) -> None:
         Claims("viewer", name="a b"),
         Claims("device", name="x", groups=("..",)),
         Claims("device", name="x", region="a/b"),
+        Claims("device", name="x", device_id="a b"),
+        Claims("viewer", name="x", groups=("staff",)),
+        Claims("viewer", name="x", device_id="d1"),
+        Claims("viewer", name="x", scopes=("releases:write",)),
+        Claims("viewer", name="t12"),
     ],
 )
 def test_claims_that_break_a_rule_get_no_token(hub: Hub, claims: Claims) -> None:
     """Roles are fixed, and names are names."""
     with pytest.raises(ConfigError, match="token"):
         hub.issue_token(claims)
+
+
+def test_a_token_can_be_told_from_a_mistyped_one(hub: Hub) -> None:
+    """Any wrong, missing or swapped character breaks the checksum, without a look into the database."""
+    token = hub.issue_token(Claims("viewer", name="eye"))
+    assert re.fullmatch(r"autoglm_[0-9A-Za-z]{49}", token)
+    assert is_token(token)
+    for place in range(len(TOKEN_PREFIX), len(token)):
+        wrong = token[:place] + ("a" if token[place] != "a" else "b") + token[place + 1 :]
+        assert not is_token(wrong)
+    assert not is_token(token[:-1]) and not is_token(token + "0") and not is_token(token.lower())
+    assert is_token("x" * 43), "what earlier versions made had no checksum"
+
+
+def test_why_a_token_proves_nothing_is_said(hub: Hub, clock: Any) -> None:
+    """Malformed, unknown, revoked and expired are told apart."""
+    revoked = hub.issue_token(Claims("viewer", name="gone"))
+    hub.revoke_token("gone")
+    expired = hub.issue_token(Claims("viewer", name="late", expires_at=clock.now + 60))
+    assert hub.verify_token(expired) is not None
+    clock.now += 60
+    assert hub.verify_token(expired) is None
+    found = [hub.tokens.fault(token) for token in ("EMPTY", new_token(), revoked, expired)]
+    assert found == ["malformed", "unknown", "revoked", "expired"]
+
+
+def test_no_token_makes_a_stronger_or_longer_one(hub: Hub, clock: Any) -> None:
+    """``tokens:write`` is no way to more: neither permissions nor time."""
+    later = clock.now + 3600
+    maker = Actor.of(Claims("admin", "maker", scopes=("tokens:write", "releases:read"), expires_at=later))
+    for claims in (
+        Claims("admin", "x", expires_at=later),
+        Claims("admin", "x", scopes=("devices:write",), expires_at=later),
+        Claims("viewer", "x", expires_at=later),
+        Claims("viewer", "x", scopes=("releases:read",)),
+        Claims("viewer", "x", scopes=("releases:read",), expires_at=later + 1),
+        Claims("device", "x", device_id="d1", expires_at=later),
+    ):
+        with pytest.raises(PermissionDeniedError):
+            hub.issue_token(claims, maker)
+    narrow = Claims("viewer", "x", scopes=("releases:read",), expires_at=later)
+    assert hub.verify_token(hub.issue_token(narrow, maker)) == narrow
+
+
+def test_tokens_are_listed_without_their_secrets(hub: Hub, clock: Any) -> None:
+    """All that is kept, a page at a time, and only the good ones where wanted."""
+    tokens = [hub.issue_token(Claims("viewer", name=f"v{number}")) for number in range(5)]
+    hub.issue_token(Claims("device", name="phone", device_id="d1", expires_at=clock.now + 1))
+    hub.revoke_token("v0")
+    clock.now += 1
+    listed = hub.tokens.list()
+    assert [record.name for record in listed] == ["embedded-admin", "v0", "v1", "v2", "v3", "v4", "phone"]
+    assert not [token for token in tokens if token in json.dumps([each.to_json() for each in listed])]
+    assert [each.name for each in hub.tokens.list(live=True, role="viewer")] == ["v1", "v2", "v3", "v4"]
+    assert [each.name for each in hub.tokens.list(device_id="d1")] == ["phone"]
+    last = int(listed[1].id[1:])
+    assert [each.name for each in hub.tokens.list(after=last, limit=2)] == ["v1", "v2"]
+
+
+def test_one_of_several_tokens_of_a_name_is_revoked_by_its_id(hub: Hub) -> None:
+    """A new token is brought out before the old one is revoked."""
+    old, record = hub.tokens.create(Claims("viewer", name="eye"))
+    new = hub.issue_token(Claims("viewer", name="eye"))
+    assert hub.revoke_token(record.id) == 1
+    assert hub.verify_token(old) is None and hub.verify_token(new) is not None
+    for name in (record.id, "t999", "t0", "", "' OR 1=1"):
+        with pytest.raises(NotFoundError):
+            hub.revoke_token(name)
+
+
+def test_the_last_use_is_written_behind(hub: Hub, clock: Any) -> None:
+    """A token's last use is in the list a little later, and is not written for each request."""
+    token, record = hub.tokens.create(Claims("viewer", name="eye"))
+
+    def last_used() -> float | None:
+        hub.behind.flush()
+        return next(each.last_used_at for each in hub.tokens.list() if each.id == record.id)
+
+    assert last_used() is None
+    first = clock.now
+    hub.verify_token(token)
+    clock.now += 30
+    hub.verify_token(token)
+    assert last_used() == first
+    clock.now += 60
+    hub.verify_token(token)
+    assert last_used() == clock.now
+
+
+def test_what_one_process_revokes_another_refuses(config: HubConfig) -> None:
+    """Two hubs on one database: also a token that the other one has just verified."""
+    with Hub.open(config) as one, Hub.open(config) as two:
+        token = one.issue_token(Claims("operator", name="alice"))
+        assert two.verify_token(token) is not None
+        one.revoke_token("alice")
+        assert two.verify_token(token) is None
+
+
+def test_a_change_that_takes_nothing_back_forgets_no_token(hub: Hub, world: Any) -> None:
+    """Publishing and new tokens leave what is remembered of verified tokens in memory."""
+    token = hub.issue_token(Claims("operator", name="alice"))
+    hub.verify_token(token)
+    known = hub.tokens._known
+    hub.publish(world.full["v1.2"], percent=100)
+    hub.issue_token(Claims("operator", name="bob"))
+    hub.verify_token(token)
+    assert hub.tokens._known is known
+    hub.revoke_token("bob")
+    hub.verify_token(token)
+    assert hub.tokens._known is not known

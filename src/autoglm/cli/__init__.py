@@ -36,7 +36,7 @@ _EXTRAS = {
     "matplotlib": "train",
 }
 _COMMANDS = ("serve", "publish", "diff", "patch", "inspect", "chat", "doctor")
-_GROUPS = ("release", "rollout", "device", "keys", "model")
+_GROUPS = ("release", "rollout", "fleet", "device", "token", "audit", "keys", "model")
 
 
 def build_app() -> Any:

@@ -100,6 +100,10 @@ class ServiceClient:
         content = json.dumps(body).encode()
         return self._json(method, path, body=content, headers={"content-type": "application/json"})
 
+    def delete(self, path: str) -> dict[str, Any]:
+        """Delete what is at ``path`` and return the JSON object that comes back; raises as :meth:`get`."""
+        return self._json("DELETE", path)
+
     def upload(
         self, path: str, file: Path, query: dict[str, Any], progress: Progress | None = None
     ) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from autoglm.cli.device_identity import DeviceIdOption, EnrolOption, Identity, TokenFileOption, TokenOption
 from autoglm.errors import AutoGLMError, ConfigError
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="The configuration file.", show_default="config.yaml")
 ]
 ModelOption = Annotated[str | None, typer.Option("--model", help="The model to follow.")]
-TokenOption = Annotated[str | None, typer.Option("--token", help="The device's token, where it needs one.")]
 AllowHTTPOption = Annotated[
     bool, typer.Option("--allow-http", help="Accept plain http to another machine: for closed networks only.")
 ]
@@ -64,7 +64,10 @@ def run(
         float | None, typer.Option(help="And the minutes it must have run.", min=0)
     ] = None,
     model: ModelOption = None,
+    device_id: DeviceIdOption = None,
+    enrol: EnrolOption = None,
     token: TokenOption = None,
+    token_file: TokenFileOption = None,
     root: RootOption = None,
     trust_first_use: FirstUseOption = False,
     allow_http: AllowHTTPOption = False,
@@ -83,7 +86,8 @@ def run(
     settings = _settings(config, needed=listen is not None or hub is None or data is None)
     given = {"every": every, "trial_answers": trial_answers, "trial_minutes": trial_minutes}
     trust = _Trust(root, trust_first_use)
-    opened = _opener(settings, hub, data, model, token, trust, allow_http, ca_file, given)
+    identity = Identity(token, token_file, device_id, enrol)
+    opened = _opener(settings, hub, data, model, identity, trust, allow_http, ca_file, given)
     if listen is not None:
         from autoglm.service.phone import serve_device
 
@@ -99,7 +103,10 @@ def check(
     data: DataOption = None,
     config: ConfigOption = None,
     model: ModelOption = None,
+    device_id: DeviceIdOption = None,
+    enrol: EnrolOption = None,
     token: TokenOption = None,
+    token_file: TokenFileOption = None,
     root: RootOption = None,
     trust_first_use: FirstUseOption = False,
     allow_http: AllowHTTPOption = False,
@@ -114,7 +121,9 @@ def check(
     """
     settings = _settings(config, needed=hub is None or data is None)
     trust = _Trust(root, trust_first_use)
-    with _opener(settings, hub, data, model, token, trust, allow_http, ca_file, {}, boot=False)() as updater:
+    identity = Identity(token, token_file, device_id, enrol)
+    opened = _opener(settings, hub, data, model, identity, trust, allow_http, ca_file, {}, boot=False)
+    with opened() as updater:
         answer = updater.check()
     if as_json:
         _print(answer.to_json())
@@ -132,7 +141,10 @@ def update(
     data: DataOption = None,
     config: ConfigOption = None,
     model: ModelOption = None,
+    device_id: DeviceIdOption = None,
+    enrol: EnrolOption = None,
     token: TokenOption = None,
+    token_file: TokenFileOption = None,
     root: RootOption = None,
     trust_first_use: FirstUseOption = False,
     allow_http: AllowHTTPOption = False,
@@ -154,8 +166,19 @@ def update(
             bar(done, total)
 
         trust = _Trust(root, trust_first_use)
+        identity = Identity(token, token_file, device_id, enrol)
         opened = _opener(
-            settings, hub, data, model, token, trust, allow_http, ca_file, {}, boot=False, progress=progress
+            settings,
+            hub,
+            data,
+            model,
+            identity,
+            trust,
+            allow_http,
+            ca_file,
+            {},
+            boot=False,
+            progress=progress,
         )
         with opened() as updater:
             result = updater.update()
@@ -232,7 +255,7 @@ def _opener(
     hub: str | None,
     data: Path | None,
     model: str | None,
-    token: str | None,
+    identity: Identity,
     trust: _Trust,
     allow_http: bool,
     ca_file: Path | None,
@@ -252,17 +275,22 @@ def _opener(
     trusted = trust.root or _configured_root(settings, address)
     name = model or (settings.model.name if settings else "autoglm-phone-9b")
 
+    root, ca_file = _directory(settings, data), ca_file or address.certificate
+
     def opened() -> Updater:
+        identity.enrol(root, address.url, allow_http=allow_http, ca_file=ca_file)
         return Updater(
-            _directory(settings, data),
+            root,
             hub_url=address.url,
             model=name,
             settings=update_settings,
-            token=token,
+            device_id=identity.device_id,
+            token=identity.token,
+            token_store=identity.store(root),
             trust_root=trusted,
             trust_first_use=trust.first_use or (settings is not None and settings.update.trust_first_use),
             allow_http=allow_http,
-            ca_file=ca_file or address.certificate,
+            ca_file=ca_file,
             **more,
         )
 

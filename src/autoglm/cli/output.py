@@ -7,7 +7,11 @@ import json
 import sys
 from collections.abc import Callable, Generator, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 _FILE_WIDTH = 240  # columns of a table that goes into a file or another program
 
@@ -19,17 +23,28 @@ def print_json(value: object) -> None:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
     """Print a table, or the sentence ``empty`` when there are no rows."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     if not rows:
         print(empty)
         return
+    make_console().print(make_table(columns, rows))
+
+
+def make_console() -> Console:
+    """Return the console of stdout; one that is no terminal is wide enough for any table."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
+
+
+def make_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """Return a table to be printed or refreshed."""
+    from rich import box
+    from rich.table import Table
+
     table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
-    Console(width=None if sys.stdout.isatty() else _FILE_WIDTH).print(table)
+    return table
 
 
 def _cell(value: object) -> str:
@@ -77,4 +92,12 @@ def show_rollout(rollout: dict[str, Any]) -> str:
     """Describe a roll-out in one line."""
     places = [*rollout["groups"], *rollout["regions"]]
     whom = f" of {', '.join(places)}" if places else " of all devices"
-    return f"{rollout['id']}: {rollout['version']} to {rollout['percent']:g} %{whom}, {rollout['state']}"
+    if rollout["from_versions"]:
+        whom += f" on {', '.join(rollout['from_versions'])}"
+    stages = rollout["stages"]
+    stage = f", stage {rollout['stage'] + 1} of {len(stages)} ({', '.join(stages)})" if stages else ""
+    reason = f" ({rollout['reason']})" if rollout["reason"] else ""
+    return (
+        f"{rollout['id']}: {rollout['version']} to {rollout['percent']:g} %{whom}{stage}, "
+        f"{rollout['state']}{reason}"
+    )

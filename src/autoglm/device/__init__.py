@@ -9,6 +9,7 @@ It needs the standard library, urllib3, zstd and the patch codec's C core, and n
 """
 
 from autoglm.device.agent import Agent
+from autoglm.device.enrolment import FileTokenStore, TokenStore, enrol
 from autoglm.device.http import HttpTransport
 from autoglm.device.runtime import FileRuntime, Runtime, SelfTestReport
 from autoglm.device.settings import Conditions, Gate, Progress, UpdateSettings, parse_every
@@ -22,6 +23,7 @@ __all__ = [
     "Body",
     "Conditions",
     "FileRuntime",
+    "FileTokenStore",
     "Gate",
     "HttpTransport",
     "LocalTransport",
@@ -30,10 +32,12 @@ __all__ = [
     "SelfTestReport",
     "State",
     "Status",
+    "TokenStore",
     "Transport",
     "UpdateResult",
     "UpdateSettings",
     "Updater",
+    "enrol",
     "parse_every",
     "read_status",
 ]

@@ -116,10 +116,11 @@ class Device:
         self.outbox.add(event)
 
     def _milliseconds(self, attempt: Attempt) -> int | None:
-        if attempt.started_at is None:
-            return None
-        started = datetime.fromisoformat(attempt.started_at)
-        return max(0, int((self.clock.now() - started).total_seconds() * 1000))
+        try:
+            started = datetime.fromisoformat(attempt.started_at or "")
+            return max(0, int((self.clock.now() - started).total_seconds() * 1000))
+        except (ValueError, TypeError, OverflowError):
+            return None  # not known, or not what this version writes: no reason to lose the report
 
 
 def keep_device_id(root: Path, given: str | None) -> str:

@@ -27,10 +27,12 @@ from urllib3.response import BaseHTTPResponse
 
 from autoglm import __version__
 from autoglm.device.clock import Clock
+from autoglm.device.deadline import Deadline, keep_to
 from autoglm.device.transport import BusyError, LostPlaceError, RefusedError
 from autoglm.errors import (
     AutoGLMError,
     ConfigError,
+    ConflictError,
     MessageError,
     MetadataError,
     NetworkError,
@@ -42,6 +44,8 @@ from autoglm.releases import (
     MAX_MESSAGE_BYTES,
     EventAnswer,
     EventBatch,
+    RegistrationAnswer,
+    RegistrationRequest,
     UpdateAnswer,
     UpdateRequest,
     canonical_json,
@@ -54,7 +58,7 @@ _MESSAGE_SECONDS = 60.0
 _LONGEST_RETRY_SECONDS = 86_400
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 _T = TypeVar("_T")
-_Message = TypeVar("_Message", UpdateAnswer, EventAnswer)
+_Message = TypeVar("_Message", UpdateAnswer, EventAnswer, RegistrationAnswer)
 
 
 class HttpTransport:
@@ -66,6 +70,7 @@ class HttpTransport:
         allow_http: accept plain ``http`` to other machines: for closed networks only.
         ca_file: trust this CA alone (PEM).
         connect_seconds, read_seconds: longest wait for a connection, and for the next byte.
+        patience_seconds: longest wait for a head, or for the next bytes of use, however it trickles.
 
     Raises:
         ConfigError: the address is no URL, is plain http to another machine, or the CA cannot be read.
@@ -80,6 +85,7 @@ class HttpTransport:
         ca_file: Path | None = None,
         connect_seconds: float = 10.0,
         read_seconds: float = 30.0,
+        patience_seconds: float = 60.0,
         clock: Clock | None = None,
         random_source: random.Random | None = None,
     ) -> None:
@@ -98,6 +104,8 @@ class HttpTransport:
             ca_certs=None if ca_file is None else str(ca_file),
             retries=False,
         )
+        self._deadline = Deadline(patience_seconds)
+        keep_to(self._deadline, self._pool, read_seconds=read_seconds)
 
     # -- the four calls -----------------------------------------------------------------------------
 
@@ -108,6 +116,10 @@ class HttpTransport:
     def report(self, batch: EventBatch, /) -> EventAnswer:
         """Deliver events; see :class:`~autoglm.device.transport.Transport`."""
         return self._patiently(lambda: self._post("v1/model/events", batch.to_json(), EventAnswer))
+
+    def register(self, request: RegistrationRequest, /) -> RegistrationAnswer:
+        """Enrol; see :class:`~autoglm.device.enrolment.Registrar`."""
+        return self._patiently(lambda: self._post("v1/model/register", request.to_json(), RegistrationAnswer))
 
     def fetch(self, url: str, offset: int, etag: str | None = None, /) -> HttpBody:
         """Ask for a package, once: the caller resumes; see :class:`~autoglm.device.transport.Transport`."""
@@ -184,7 +196,7 @@ class HttpTransport:
         url = urljoin(self._hub_url, path)
         response = self._send("POST", url, headers, canonical_json(body))
         try:
-            if response.status not in (200, 202):
+            if response.status not in (200, 201, 202):
                 self._refuse(response, url)
             return answer.from_bytes(self._collect(response, MAX_MESSAGE_BYTES, ProtocolError))
         except MessageError as error:
@@ -235,13 +247,18 @@ class HttpTransport:
     def _pieces(self, response: BaseHTTPResponse) -> Iterator[bytes]:
         """Yield what arrives, as it arrives, so that a trickle is seen as one."""
         try:
-            while piece := response.read1(_READ_BYTES, decode_content=False):
+            while piece := self._next(response):
                 self.wire_bytes += len(piece)
                 yield piece
         except (HTTPError, HTTPException, OSError) as error:
             raise NetworkError(f"the connection broke off: {plain_cause(error)}") from error
 
+    def _next(self, response: BaseHTTPResponse) -> bytes:
+        self._deadline.begin()
+        return response.read1(_READ_BYTES, decode_content=False)
+
     def _send(self, method: str, url: str, headers: dict[str, str], body: bytes | None) -> BaseHTTPResponse:
+        self._deadline.begin()
         self._require_safe(url, ProtocolError)
         headers = {"User-Agent": f"autoglm-device/{__version__}"} | headers
         if self._token is not None and _origin(url) == _origin(self._hub_url):
@@ -260,6 +277,8 @@ class HttpTransport:
         status, where = response.status, f"{urlsplit(url).path} answered {response.status}"
         if status in (401, 403):
             raise PermissionDeniedError(f"{where}: the device's token is missing, wrong or expired")
+        if status == 409:
+            raise ConflictError(f"{where}: it contradicts what is there")
         if status in (404, 410):
             raise NotFoundError(f"{where}: it is not there (any more)")
         if status in (429, 500, 502, 503, 504):

@@ -89,8 +89,10 @@ class Outbox:
         control: Control = "continue"
         while events := self._oldest(_BATCH):
             accepted, control = self._send(transport, device_id, events)
-            self._drop(accepted)
-            if not accepted:
+            # A hub that names events which it was not sent must not keep this going for ever.
+            done = {event.event_id for event in events} & set(accepted)
+            self._drop(tuple(done))
+            if not done:
                 break
         return control
 

@@ -27,6 +27,7 @@ from autoglm.device import outcome
 from autoglm.device.clock import Clock
 from autoglm.device.context import Device, keep_device_id, silent
 from autoglm.device.cycle import Arrival, Cycle, to_result
+from autoglm.device.enrolment import TOKEN_NAME, FileTokenStore, TokenStore
 from autoglm.device.http import HttpTransport
 from autoglm.device.install import require_newer
 from autoglm.device.offer import Offer, signed_offer
@@ -72,6 +73,8 @@ class Updater:
         runtime: what runs the model; may also be given to :meth:`update` later.
         progress: told how far downloads and patches are.
         token: the device's token for the hub.
+        token_store: where it is kept, if ``token`` is not given; without one, ``device.token`` in the data
+            directory, where :func:`~autoglm.device.enrol` puts it.
         trust_root: the hub's ``root.json``, as bytes or a path, to verify releases with; kept once given.
         trust_first_use: believe the first root that the hub sends where none was ever given: whoever stands
             between the two at that moment chooses what this device runs.
@@ -97,6 +100,7 @@ class Updater:
         runtime: Runtime | None = None,
         progress: Progress | None = None,
         token: str | None = None,
+        token_store: TokenStore | None = None,
         trust_root: bytes | str | Path | None = None,
         trust_first_use: bool = False,
         allow_http: bool = False,
@@ -117,9 +121,10 @@ class Updater:
         random_source = random_source or random.Random()
         with ExitStack() as stack:
             if transport is None and hub_url is not None:
+                kept = token_store or FileTokenStore(root / TOKEN_NAME)
                 transport = http = HttpTransport(
                     hub_url,
-                    token=token,
+                    token=token or kept.load(),
                     allow_http=allow_http,
                     ca_file=None if ca_file is None else Path(ca_file),
                     clock=self.clock,

@@ -10,6 +10,7 @@ signed elsewhere; only a hub that made all keys on this machine signs those too.
     ...     hub.publish(Path("v1.2.wpatch"), percent=100)
 """
 
+from autoglm.hub.audit import LOCAL, Actor
 from autoglm.hub.decision import Choice, Snapshot, decide
 from autoglm.hub.hub import PACKAGE_PATH, TRUST_FOLDER, Hub
 from autoglm.hub.records import (
@@ -23,15 +24,22 @@ from autoglm.hub.records import (
     Release,
     Rollout,
 )
+from autoglm.hub.rollout_control import RolloutControl, Wanted
+from autoglm.hub.stages import DEFAULT_STAGES
 from autoglm.hub.supervision import WorkerProcess
+from autoglm.hub.timer import GuardTimer
 
 __all__ = [
+    "DEFAULT_STAGES",
+    "LOCAL",
     "PACKAGE_PATH",
     "TRUST_FOLDER",
+    "Actor",
     "Audience",
     "Choice",
     "Claims",
     "Device",
+    "GuardTimer",
     "Hub",
     "HubConfig",
     "HubInfo",
@@ -39,7 +47,9 @@ __all__ = [
     "Publication",
     "Release",
     "Rollout",
+    "RolloutControl",
     "Snapshot",
+    "Wanted",
     "WorkerProcess",
     "decide",
 ]

@@ -28,7 +28,7 @@ from sqlalchemy.orm import Session
 from autoglm.errors import ConfigError, DiskFullError, StorageError
 from autoglm.hub.tables import RevisionRow
 
-HEAD = "0001"
+HEAD = "0003"
 _BUSY_MS = 30_000
 # SQLAlchemy wraps what the driver raises, but not while a connection is being configured.
 _ERRORS = (DBAPIError, sqlite3.Error)

@@ -65,22 +65,41 @@ class LedgerEntry:
 
 @dataclass(frozen=True)
 class Rule:
-    """One active roll-out."""
+    """One roll-out that offers something.
+
+    Attributes:
+        rollout_id: as on the wire.
+        release: what it offers.
+        audience: whom it may reach, and the share that it reaches now.
+        salt: of its buckets.
+        stage_groups: groups that are in whatever the share, since a stage let them in.
+    """
 
     rollout_id: str
     release: Offerable
     audience: Audience
     salt: str
+    stage_groups: tuple[str, ...] = ()
 
-    def includes(self, device_id: str, claims: Claims | None) -> bool:
-        """Tell whether a device with these claims is in."""
-        groups = claims.groups if claims else ()
-        if self.audience.groups and not set(groups) & set(self.audience.groups):
-            return False
-        if self.audience.regions and (claims is None or claims.region not in self.audience.regions):
-            return False
-        points = self.audience.basis_points
-        return points >= ALL_BASIS_POINTS or bucket(self.salt, device_id) < points
+    def includes(self, device_id: str, claims: Claims | None, version: str | None = None) -> bool:
+        """Tell whether a device with these claims, which runs ``version``, is in."""
+        return self.exclusion(device_id, claims, version) is None
+
+    def exclusion(self, device_id: str, claims: Claims | None, version: str | None = None) -> str | None:
+        """Return why a device is not in, None when it is."""
+        groups = set(claims.groups if claims else ())
+        wanted = self.audience
+        if wanted.from_versions and version not in wanted.from_versions:
+            return f"only for devices that run {', '.join(wanted.from_versions)}"
+        if wanted.groups and not groups & set(wanted.groups):
+            return f"only for the groups {', '.join(wanted.groups)}"
+        if wanted.regions and (claims is None or claims.region not in wanted.regions):
+            return f"only for the regions {', '.join(wanted.regions)}"
+        points = wanted.basis_points
+        if points >= ALL_BASIS_POINTS or groups & set(self.stage_groups):
+            return None
+        place = bucket(self.salt, device_id)
+        return None if place < points else f"its bucket {place} is not below {points}"
 
 
 @dataclass(frozen=True)
@@ -91,7 +110,7 @@ class Snapshot:
         revision: the database's, to tell when to read again.
         model, variant: what the hub serves.
         releases: by version.
-        rules: the active roll-outs, highest counter first.
+        rules: the roll-outs that offer something, highest counter first.
         ledger: by (from, to); from is None for full packages.
     """
 
@@ -161,7 +180,9 @@ def _follow(snapshot: Snapshot, request: UpdateRequest, claims: Claims | None, n
             return Choice("none", "the device is up to date")
         if claimed and target.counter < claimed.counter:
             return Choice("none", "the device is ahead of its target, and never led back")
-        if target.version in request.failed or not rule.includes(request.device_id, claims):
+        if target.version in request.failed:
+            continue
+        if not rule.includes(request.device_id, claims, request.current_version):
             continue
         full = snapshot.ledger.get((None, target.version))
         if full is not None and full.package is not None:

@@ -19,9 +19,11 @@ from sqlalchemy.orm import Session
 
 from autoglm.errors import StorageError
 from autoglm.hub.database import Database
+from autoglm.hub.guard import watch
+from autoglm.hub.history import note_change, note_versions
 from autoglm.hub.ledger import queue_pair
 from autoglm.hub.records import Device
-from autoglm.hub.rollouts import rollout_key
+from autoglm.hub.results import rollout_key, settle, settle_stored
 from autoglm.hub.tables import DeviceRow, EventRow, OfferRow, ReleaseRow, RolloutRow
 from autoglm.releases import Control, Event, EventBatch
 
@@ -30,7 +32,13 @@ _log = logging.getLogger(__name__)
 FLUSH_SECONDS = 1.0
 MAX_BUFFERED = 200_000
 _FIELD_PRIORITY = 5
-_CONTROL: Mapping[str, Control] = {"active": "continue", "paused": "pause", "aborted": "cancel"}
+_CONTROL: Mapping[str, Control] = {
+    "active": "continue",
+    "done": "continue",
+    "paused": "pause",
+    "halted": "cancel",
+    "aborted": "cancel",
+}
 
 
 @dataclass(frozen=True)
@@ -133,6 +141,9 @@ class Devices:
         with self._database.write(decides=bool(wanted)) as session:
             self._put_seen(session, rows)
             _put_offers(session, offers)
+            if offers:
+                newest = max(row.seen_at for row in offers.values())
+                watch(session, settle_stored(session, _by_rollout(offers)), newest)
             for (source, target), asked_at in sorted(wanted.items()):
                 self._queue(session, source, target, asked_at)
 
@@ -156,6 +167,8 @@ class Devices:
             set_={name: new[name] for name in ("version", "manifest_sha256", "seen_at")},
         )
         if rows:
+            seen = [(row.device_id, row.version, row.seen_at) for row in rows]
+            note_versions(session, self._model, self._variant, seen)
             session.execute(upsert, [self._device_row(row) for row in rows])
 
     def _device_row(self, row: Sighting) -> dict[str, Any]:
@@ -186,15 +199,30 @@ class Devices:
         Raises:
             StorageError: the database refused; nothing of the batch is stored.
         """
-        with self._writing, self._database.write(decides=False) as session:
-            with self._lock:
-                sighting = self._seen.pop(batch.device_id, None)
-            if sighting is not None:  # it is older than these events, so it must not be written after them
-                self._put_seen(session, [sighting])
-            states = _rollout_states(session, batch.events)
-            _put_events(session, batch, set(states), now)
-            self._put_progress(session, batch, now)
-            return _control(batch.events, states)
+        with self._writing:
+            sighting, offers = self._take(batch)
+            try:
+                with self._database.write(decides=False) as session:
+                    # It is older than these events, so it must not be written after them.
+                    self._put_seen(session, [] if sighting is None else [sighting])
+                    _put_offers(session, offers)
+                    known = set(_rollout_states(session, batch.events))
+                    _put_events(session, batch, known, now)
+                    self._put_progress(session, batch, now)
+                    watch(session, settle(session, batch.device_id, batch.events, now), now)
+                    return _control(batch.events, _rollout_states(session, batch.events))
+            except StorageError:
+                self._keep({} if sighting is None else {batch.device_id: sighting}, offers, {})
+                raise
+
+    def _take(self, batch: EventBatch) -> tuple[Sighting | None, Mapping[tuple[int, str], Sighting]]:
+        """Take out what waits to be written of this device and of the roll-outs that it reports about."""
+        keys = {rollout_key(event.rollout_id) for event in batch.events}
+        with self._lock:
+            sighting = self._seen.pop(batch.device_id, None)
+            waiting = [(key, batch.device_id) for key in keys if key is not None]
+            offers = {place: self._offers.pop(place) for place in waiting if place in self._offers}
+        return sighting, offers
 
     def _put_progress(self, session: Session, batch: EventBatch, now: float) -> None:
         key = (self._model, self._variant, batch.device_id)
@@ -209,9 +237,12 @@ class Devices:
             )
             session.add(device)
         device.seen_at = now
+        before = device.version
         for event in sorted(batch.events, key=lambda event: event.seq):
             if event.seq > device.last_seq:
                 _advance(device, event)
+        if device.version != before:
+            note_change(session, self._model, self._variant, (batch.device_id, device.version, now))
 
     def list(self, limit: int | None = None) -> list[Device]:
         """Return devices, newest sight first.
@@ -250,14 +281,28 @@ def _put_offers(session: Session, offers: Mapping[tuple[int, str], Sighting]) ->
     statement = insert(_table(OfferRow))
     upsert = statement.on_conflict_do_update(
         index_elements=["rollout_id", "device_id"],
-        set_={name: statement.excluded[name] for name in ("attempt_id", "offered_at")},
+        set_={name: statement.excluded[name] for name in ("attempt_id", "offered_at", "heard_at")},
     )
     rows = [
-        {"rollout_id": key, "device_id": device, "attempt_id": row.attempt_id, "offered_at": row.seen_at}
+        {
+            "rollout_id": key,
+            "device_id": device,
+            "attempt_id": row.attempt_id,
+            "offered_at": row.seen_at,
+            "first_offered_at": row.seen_at,
+            "heard_at": row.seen_at,
+        }
         for (key, device), row in offers.items()
     ]
     if rows:
         session.execute(upsert, rows)
+
+
+def _by_rollout(offers: Iterable[tuple[int, str]]) -> Mapping[int, list[str]]:
+    found: dict[int, list[str]] = {}
+    for key, device in offers:
+        found.setdefault(key, []).append(device)
+    return found
 
 
 def _rollout_states(session: Session, events: Iterable[Event]) -> Mapping[int, str]:

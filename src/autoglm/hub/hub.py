@@ -26,9 +26,13 @@ from sqlalchemy.orm import Session
 
 from autoglm import files
 from autoglm.errors import NotFoundError, PermissionDeniedError
+from autoglm.hub.audit import LOCAL, Actor, AuditLog
+from autoglm.hub.behind import WriteBehind
 from autoglm.hub.database import Database
 from autoglm.hub.decision import Choice, decide
 from autoglm.hub.devices import Devices, Sighting
+from autoglm.hub.enrolment import Enrolment
+from autoglm.hub.fleet import Fleet
 from autoglm.hub.ledger import list_packages
 from autoglm.hub.publication import Publisher
 from autoglm.hub.records import (
@@ -43,7 +47,8 @@ from autoglm.hub.records import (
     Rollout,
     RolloutState,
 )
-from autoglm.hub.rollouts import change_state, describe, list_rollouts, put_rollout
+from autoglm.hub.rollback import Rollback
+from autoglm.hub.rollout_control import RolloutControl, Wanted
 from autoglm.hub.signing import Signing
 from autoglm.hub.snapshot import SnapshotCache
 from autoglm.hub.store import Store, objects_of
@@ -63,7 +68,15 @@ def database_url(config: HubConfig) -> str:
 
 
 class Hub:
-    """Releases, packages, roll-outs and devices of one model. Made by :meth:`open`."""
+    """Releases, packages, roll-outs and devices of one model. Made by :meth:`open`.
+
+    Attributes:
+        tokens: who may do what.
+        enrolment: registers devices.
+        fleet: lists them.
+        audit: what was done, by whom.
+        behind: takes notes of refused attempts.
+    """
 
     def __init__(
         self,
@@ -77,8 +90,16 @@ class Hub:
         self._signing = Signing(trust, database, clock)
         self._snapshots = SnapshotCache(database, config.model, config.variant, trust.revoked)
         self._publisher = Publisher(config, store, database, self._signing, clock)
-        self._tokens = Tokens(database)
         self._devices = Devices(database, config.model, config.variant)
+        rollback = Rollback(config, store, database, self._publisher, self._signing, clock)
+        self._rollouts = RolloutControl(
+            config, database, self._devices, self._snapshots, self._signing, rollback, clock
+        )
+        self.behind = WriteBehind(database, clock)
+        self.tokens = Tokens(database, self.behind, clock)
+        self.enrolment = Enrolment(database, clock)
+        self.fleet = Fleet(database, config.model, config.variant, self._devices.flush)
+        self.audit = AuditLog(database, clock)
         self._admin_token = ""
 
     @classmethod
@@ -129,7 +150,10 @@ class Hub:
         try:
             self._devices.close()
         finally:
-            self._database.close()
+            try:
+                self.behind.close()
+            finally:
+                self._database.close()
 
     def __enter__(self) -> Self:
         return self
@@ -165,6 +189,7 @@ class Hub:
         percent: float | None = None,
         groups: Sequence[str] = (),
         regions: Sequence[str] = (),
+        actor: Actor = LOCAL,
     ) -> Publication:
         """Take a ``.wpatch`` in as a release; with any of the keywords, offer it in the same transaction.
 
@@ -175,6 +200,7 @@ class Hub:
             percent: share of the devices in ``groups`` and ``regions`` that it is offered to.
             groups: any of these; none means all devices.
             regions: any of these; none means all devices.
+            actor: who does it, for the audit log.
 
         Raises:
             ConfigError: a keyword is out of its range.
@@ -188,7 +214,7 @@ class Hub:
         offered = percent is not None or groups or regions
         audience = Audience.of(percent, tuple(groups), tuple(regions)) if offered else None
         self._devices.flush()  # what devices run now decides which patches are built
-        return self._publisher.publish(package, audience)
+        return self._publisher.publish(package, audience, actor)
 
     def releases(self) -> list[Release]:
         """Return all releases, oldest counter first."""
@@ -228,7 +254,7 @@ class Hub:
         """What is signed here: the metadata that devices read, and what is uploaded to it."""
         return self._signing
 
-    def revoke_release(self, version: str) -> Release:
+    def revoke_release(self, version: str, actor: Actor = LOCAL) -> Release:
         """Call a release back with the release key of this machine: it is never installed again.
 
         Raises:
@@ -236,7 +262,7 @@ class Hub:
             SignatureError: the release key is not on this machine.
             StorageError: the disk refused.
         """
-        self._signing.revoke(self.release(version).manifest)
+        self._signing.revoke(self.release(version).manifest, actor)
         return self.release(version)
 
     def info(self) -> HubInfo:
@@ -304,41 +330,58 @@ class Hub:
         """Return the devices ever seen, newest sight first; all of them without a limit."""
         return self._devices.list(limit)
 
+    def forget_device(self, device_id: str, actor: Actor = LOCAL) -> int:
+        """Drop what is known of a device but its events, and revoke its tokens; return how many there were.
+
+        Raises:
+            NotFoundError: there is no such device.
+            StorageError: the database refused.
+        """
+        self._devices.flush()
+        return self.enrolment.forget(device_id, actor)
+
+    def now(self) -> float:
+        """Return the hub's time, seconds since 1970."""
+        return self._clock()
+
     # Roll-outs
+
+    @property
+    def rollout_control(self) -> RolloutControl:
+        """All that can be done with roll-outs: stages, promotion, rollback, dry runs, their history."""
+        return self._rollouts
 
     def rollouts(self) -> list[Rollout]:
         """Return all roll-outs with their counts, oldest first."""
-        self._devices.flush()
-        with self._database.read() as session:
-            return list_rollouts(session, self._config.model, self._config.variant)
+        return self._rollouts.all()
 
     def create_rollout(
-        self, version: str, percent: float, groups: Sequence[str] = (), regions: Sequence[str] = ()
+        self,
+        version: str,
+        percent: float,
+        groups: Sequence[str] = (),
+        regions: Sequence[str] = (),
+        actor: Actor = LOCAL,
     ) -> Rollout:
-        """Offer a release; for the same release, groups and regions again, set the percentage.
+        """Offer a release at once; for the same release, groups and regions again, set the percentage.
 
         Raises:
             ConfigError: an argument is out of its range.
             NotFoundError: there is no such release.
-            ConflictError: the same roll-out is paused.
+            ConflictError: the same roll-out is paused or halted, or goes by stages.
             RevokedError: the release was called back.
         """
-        audience = Audience.of(percent, tuple(groups), tuple(regions))
-        with self._database.write() as session:
-            release = self._find_release(session, version)
-            self._signing.require_standing(release.version, release.manifest_sha256)
-            return describe(session, put_rollout(session, release, audience, self._clock()))
+        return self._rollouts.create(version, Wanted(percent, tuple(groups), tuple(regions)), actor)
 
-    def set_rollout_state(self, rollout_id: str, state: RolloutState) -> Rollout:
+    def set_rollout_state(self, rollout_id: str, state: RolloutState, actor: Actor = LOCAL) -> Rollout:
         """Pause, resume or abort a roll-out; aborting is final.
 
         Raises:
-            ConfigError: ``state`` is no state.
+            ConfigError: ``state`` is none that can be asked for.
             NotFoundError: there is no such roll-out.
-            ConflictError: it was aborted.
+            ConflictError: it was aborted, or is halted already.
         """
-        with self._database.write() as session:
-            return describe(session, change_state(session, rollout_id, state, self._clock()))
+        return self._rollouts.set_state(rollout_id, state, actor)
 
     # Tokens
 
@@ -348,24 +391,25 @@ class Hub:
         return self._admin_token
 
     def verify_token(self, token: str) -> Claims | None:
-        """Return what a token proves, None for an unknown, malformed or revoked one."""
-        return self._tokens.verify(token, self._snapshots.current().revision)
+        """Return what a token proves, None for an unknown, malformed, expired or revoked one."""
+        return self.tokens.verify(token, self._snapshots.current().revision)
 
-    def issue_token(self, claims: Claims) -> str:
+    def issue_token(self, claims: Claims, actor: Actor = LOCAL) -> str:
         """Make a token; only its hash is kept, so it can be shown this once.
 
         Raises:
             ConfigError: the claims break a rule.
+            PermissionDeniedError: it could do more than the actor's own.
         """
-        return self._tokens.issue(claims, self._clock())
+        return self.tokens.create(claims, actor)[0]
 
-    def revoke_token(self, name: str) -> int:
-        """Revoke all tokens of a name and return how many there were.
+    def revoke_token(self, name: str, actor: Actor = LOCAL) -> int:
+        """Revoke all tokens of a name, or the one of an id, and return how many there were.
 
         Raises:
-            NotFoundError: there is no live token of that name.
+            NotFoundError: there is no such live token.
         """
-        return self._tokens.revoke(name, self._clock())
+        return self.tokens.revoke(name, actor)
 
     def _all_releases(self) -> Select[ReleaseRow]:
         ours = (ReleaseRow.model == self._config.model, ReleaseRow.variant == self._config.variant)

@@ -16,11 +16,13 @@ from sqlalchemy.orm import Session
 
 from autoglm import files, patch
 from autoglm.errors import ConflictError, ManifestError, NotFoundError
+from autoglm.hub.audit import LOCAL, Actor, audit
 from autoglm.hub.database import Database
 from autoglm.hub.decision import StoredPackage
+from autoglm.hub.guard import describe
 from autoglm.hub.ledger import find_row, queue_packages, requeue_failed, store_package
 from autoglm.hub.records import Audience, HubConfig, Publication
-from autoglm.hub.rollouts import describe, put_rollout
+from autoglm.hub.rollouts import Draft, put_rollout
 from autoglm.hub.signing import Signing
 from autoglm.hub.store import Store
 from autoglm.hub.tables import ReleaseRow
@@ -62,7 +64,7 @@ class Publisher:
         self._config, self._store, self._database, self._clock = config, store, database, clock
         self._signing = signing
 
-    def publish(self, package: Path, audience: Audience | None) -> Publication:
+    def publish(self, package: Path, audience: Audience | None, actor: Actor = LOCAL) -> Publication:
         """Take a package in and, with an audience, offer it; the same release again changes nothing.
 
         Raises:
@@ -76,7 +78,7 @@ class Publisher:
             with self._store.workspace() as work:
                 candidate = self._examine(package, work)
                 with self._store.lock():
-                    return self._register(candidate, audience, work)
+                    return self._register(candidate, audience, work, actor)
         except OSError as error:
             raise files.storage_error(error, f"publishing {package.name}") from error
 
@@ -120,7 +122,9 @@ class Publisher:
         if any(file.path == HEALTH_NAME for file in manifest.files):
             HealthCheck.from_bytes((directory / HEALTH_NAME).read_bytes())
 
-    def _register(self, candidate: _Candidate, audience: Audience | None, work: Path) -> Publication:
+    def _register(
+        self, candidate: _Candidate, audience: Audience | None, work: Path, actor: Actor
+    ) -> Publication:
         """Make files and rows agree, under the store's lock."""
         manifest, now = candidate.manifest, self._clock()
         with self._database.read() as session:
@@ -141,8 +145,11 @@ class Publisher:
             queue_packages(session, release, now)
             rollout = None
             if audience is not None:
-                rollout = describe(session, put_rollout(session, release, audience, now))
-            return Publication(manifest, known is None, rollout)
+                draft = Draft(actor=actor)
+                rollout = describe(session, put_rollout(session, release, audience, now, draft), now)
+            publication = Publication(manifest, known is None, rollout)
+            audit(session, actor, "release.publish", manifest.version, publication.to_json(), at=now)
+            return publication
 
     @staticmethod
     def _is_wanted(session: Session, candidate: _Candidate, target_id: int) -> bool:

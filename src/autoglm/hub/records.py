@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from autoglm.errors import ConfigError
+from autoglm.hub.permissions import ROLES as ROLES
+from autoglm.hub.permissions import Permission, granted
+from autoglm.hub.permissions import Role as Role
 from autoglm.releases import Manifest, is_name
 
-Role = Literal["viewer", "operator", "publisher", "admin", "device"]
-RolloutState = Literal["active", "paused", "aborted"]
+RolloutState = Literal["active", "paused", "halted", "aborted", "done"]
 PackageState = Literal["pending", "running", "stored", "skipped"]
 
-ROLES: tuple[Role, ...] = ("viewer", "operator", "publisher", "admin", "device")
 ALL_BASIS_POINTS = 10_000
 
 
@@ -59,6 +60,8 @@ class Claims:
         device_id: the one device that may use it; None for tokens of people.
         groups: the device's groups.
         region: the device's region.
+        scopes: the permissions that it is narrowed to; none means all of its role's.
+        expires_at: when it proves nothing any more, seconds since 1970; None for never.
     """
 
     role: Role
@@ -66,6 +69,17 @@ class Claims:
     device_id: str | None = None
     groups: tuple[str, ...] = ()
     region: str | None = None
+    scopes: tuple[str, ...] = ()
+    expires_at: float | None = None
+
+    @property
+    def permissions(self) -> frozenset[Permission]:
+        """What the bearer may do."""
+        return granted(self.role, self.scopes)
+
+    def may(self, permission: Permission) -> bool:
+        """Tell whether the bearer may do this."""
+        return permission in self.permissions
 
 
 @dataclass(frozen=True)
@@ -76,11 +90,13 @@ class Audience:
         basis_points: hundredths of a per cent, 0 to 10,000.
         groups: any of these; none named means every device.
         regions: any of these; none named means every device.
+        from_versions: only devices that run one of these; none named means whatever they run.
     """
 
     basis_points: int
     groups: tuple[str, ...] = ()
     regions: tuple[str, ...] = ()
+    from_versions: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -167,17 +183,32 @@ class PackageRecord:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Who is offered a release, and how it went so far.
+    """A roll-out, and what came of it.
 
     Attributes:
-        id: such as ``r1``.
+        id: as on the wire, such as ``r42``.
         version: the release offered.
-        audience: whom it reaches.
-        state: ``active``, ``paused`` or ``aborted``.
+        audience: whom it reaches now.
+        state: ``active``, ``paused``, ``halted``, ``aborted`` or ``done``.
         created_at: seconds since 1970.
         offered: devices that were offered it.
         succeeded: devices that reported success.
         failed: devices that reported a failure and no success after it.
+        began: devices that have reported anything.
+        crash_loops: of those that failed, did not survive their starts.
+        silent: began, and were not heard of for longer than the soak time.
+        expected: were offered it within the soak time and have not reported a result.
+        stages: as written; none when it stays as it is.
+        stage: the present one, from 0.
+        soak_s: how long a stage lasts at least.
+        soak_left_s: of the present stage; 0 when it has lasted long enough, None without stages to come.
+        threshold: the failure rate that is allowed, 0 to 1.
+        judged: results that count towards a halt, and how many of them are failures.
+        lower_bound: of the failure rate, None without results.
+        regressions: for each metric, (name, devices compared, devices that got worse).
+        holding: why the next stage does not come, None when nothing but the clock is in its way.
+        reason: why it was halted, paused or ended, where that was not an operator's plain wish.
+        rollback_of: the roll-out whose devices it takes back.
     """
 
     id: str
@@ -188,6 +219,21 @@ class Rollout:
     offered: int = 0
     succeeded: int = 0
     failed: int = 0
+    began: int = 0
+    crash_loops: int = 0
+    silent: int = 0
+    expected: int = 0
+    stages: tuple[str, ...] = ()
+    stage: int = 0
+    soak_s: float = 0.0
+    soak_left_s: float | None = None
+    threshold: float = 0.02
+    judged: tuple[int, int] = (0, 0)
+    lower_bound: float | None = None
+    regressions: tuple[tuple[str, int, int], ...] = ()
+    holding: str | None = None
+    reason: str | None = None
+    rollback_of: str | None = None
 
     @property
     def percent(self) -> float:
@@ -202,11 +248,35 @@ class Rollout:
             "percent": self.percent,
             "groups": list(self.audience.groups),
             "regions": list(self.audience.regions),
+            "from_versions": list(self.audience.from_versions),
             "state": self.state,
+            "reason": self.reason,
             "created_at": self.created_at,
+            "stages": list(self.stages),
+            "stage": self.stage,
+            "soak_s": self.soak_s,
+            "soak_left_s": self.soak_left_s,
+            "holding": self.holding,
+            "rollback_of": self.rollback_of,
+            **self._counts(),
+        }
+
+    def _counts(self) -> dict[str, Any]:
+        return {
             "offered": self.offered,
+            "began": self.began,
             "succeeded": self.succeeded,
             "failed": self.failed,
+            "crash_loops": self.crash_loops,
+            "silent": self.silent,
+            "expected": self.expected,
+            "threshold_percent": self.threshold * 100,
+            "judged_results": self.judged[0],
+            "judged_failures": self.judged[1],
+            "lower_bound_percent": None if self.lower_bound is None else self.lower_bound * 100,
+            "regressions": [
+                {"metric": name, "devices": pairs, "worse": worse} for name, pairs, worse in self.regressions
+            ],
         }
 
 

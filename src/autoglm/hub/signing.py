@@ -13,6 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, aliased
 
 from autoglm.errors import ConfigError, RevokedError, SignatureError
+from autoglm.hub.audit import LOCAL, Actor, audit
 from autoglm.hub.database import Database
 from autoglm.hub.decision import StoredPackage
 from autoglm.hub.rollouts import change_state
@@ -49,7 +50,7 @@ class Signing:
         self.repository = self._trust = repository
         self._database, self._clock = database, clock
 
-    def accept(self, uploaded: Mapping[str, bytes]) -> list[str]:
+    def accept(self, uploaded: Mapping[str, bytes], actor: Actor = LOCAL) -> list[str]:
         """Take in metadata signed by offline keys, all of it or none, and act on what it calls back.
 
         Returns:
@@ -61,7 +62,7 @@ class Signing:
             StorageError: the disk refused.
         """
         accepted = self._trust.accept(uploaded)
-        self.end_revoked()
+        self.end_revoked(actor, "metadata.accept", f"{len(accepted)} files", {"names": accepted[:50]})
         return accepted
 
     def require_release(self, manifest: Manifest) -> None:
@@ -99,7 +100,7 @@ class Signing:
         """Sign a package with the online key; before it is in the ledger."""
         self._trust.add_packages([signed_package(package, output, base)])
 
-    def revoke(self, manifest: Manifest) -> None:
+    def revoke(self, manifest: Manifest, actor: Actor = LOCAL) -> None:
         """Call a release back with the release key of this machine.
 
         Raises:
@@ -111,10 +112,12 @@ class Signing:
             raise SignatureError(
                 f"the release key is not here: call {manifest.version} back where it lies (--keys DIR)"
             ) from error
-        self.end_revoked()
+        self.end_revoked(actor, "release.revoke", manifest.version)
 
-    def end_revoked(self) -> None:
-        """Let every process of this hub notice what was called back, and end its roll-outs."""
+    def end_revoked(
+        self, actor: Actor, act: str, subject: str, details: Mapping[str, object] | None = None
+    ) -> None:
+        """Let every process of this hub notice what was called back, end its roll-outs, and note the act."""
         revoked = self._trust.revoked()
         with self._database.write() as session:
             rows = session.execute(
@@ -122,8 +125,10 @@ class Signing:
                 .join(ReleaseRow, RolloutRow.release_id == ReleaseRow.id)
                 .where(RolloutRow.state != "aborted")
             )
-            for rollout in [row for row, sha256 in rows if sha256 in revoked]:
-                change_state(session, rollout_name(rollout.id), "aborted", self._clock())
+            ended = [rollout_name(row.id) for row, sha256 in rows if sha256 in revoked]
+            for name in ended:
+                change_state(session, name, "aborted", self._clock())
+            audit(session, actor, act, subject, {**(details or {}), "aborted": ended}, at=self._clock())
 
     def catch_up(self) -> None:
         """Sign what is here without a signature: an older version of this program, or a backup, left it."""

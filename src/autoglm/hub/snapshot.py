@@ -16,8 +16,10 @@ from sqlalchemy.orm import Session, aliased
 from autoglm.hub.database import Database
 from autoglm.hub.decision import LedgerEntry, Offerable, Rule, Snapshot, StoredPackage
 from autoglm.hub.records import Audience, PackageState
+from autoglm.hub.stages import Plan
 from autoglm.hub.tables import PackageRow, ReleaseRow, RolloutRow
 
+OFFERING = ("active", "done")
 LedgerView = dict[tuple[str | None, str], LedgerEntry]
 
 
@@ -28,7 +30,13 @@ def rollout_name(key: int) -> str:
 
 def audience_of(row: RolloutRow) -> Audience:
     """Return whom a roll-out reaches."""
-    return Audience(row.basis_points, tuple(row.groups), tuple(row.regions))
+    return Audience(row.basis_points, tuple(row.groups), tuple(row.regions), tuple(row.from_versions))
+
+
+def rule_of(row: RolloutRow, release: Offerable) -> Rule:
+    """Return a roll-out as the decision sees it."""
+    _, groups = Plan(tuple(row.stages)).reach(row.stage)
+    return Rule(rollout_name(row.id), release, audience_of(row), row.salt, groups)
 
 
 def load_snapshot(
@@ -57,10 +65,10 @@ def load_snapshot(
 
 
 def _rules(session: Session, releases: dict[int, Offerable]) -> tuple[Rule, ...]:
-    active = select(RolloutRow).where(RolloutRow.state == "active").order_by(RolloutRow.id)
+    offering = select(RolloutRow).where(RolloutRow.state.in_(OFFERING)).order_by(RolloutRow.id)
     rules = [
-        Rule(rollout_name(row.id), releases[row.release_id], audience_of(row), row.salt)
-        for row in session.scalars(active)
+        rule_of(row, releases[row.release_id])
+        for row in session.scalars(offering)
         if row.release_id in releases
     ]
     return tuple(sorted(rules, key=lambda rule: -rule.release.counter))

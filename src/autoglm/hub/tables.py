@@ -102,11 +102,16 @@ class PackageRow(Base):
 
 
 class RolloutRow(Base):
-    """Who is offered which release."""
+    """Who is offered which release.
+
+    ``basis_points`` and the groups among ``stages`` up to ``stage`` are whom it reaches now; no stages means
+    that it stays as it was made. Results up to ``judged_from`` do not count towards a halt, and devices
+    last heard of up to ``silent_from`` not towards a pause: an operator has seen them and gone on.
+    """
 
     __tablename__ = "rollouts"
     __table_args__ = (
-        CheckConstraint("state IN ('active', 'paused', 'aborted')", name="state"),
+        CheckConstraint("state IN ('active', 'paused', 'halted', 'aborted', 'done')", name="state"),
         CheckConstraint("basis_points BETWEEN 0 AND 10000", name="basis_points"),
     )
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -115,9 +120,35 @@ class RolloutRow(Base):
     salt: Mapped[str]
     groups: Mapped[list[str]] = mapped_column(JSON)
     regions: Mapped[list[str]] = mapped_column(JSON)
+    from_versions: Mapped[list[str]] = mapped_column(JSON, server_default="[]")
+    stages: Mapped[list[str]] = mapped_column(JSON, server_default="[]")
+    stage: Mapped[int] = mapped_column(server_default="0")
+    stage_at: Mapped[float] = mapped_column(server_default="0")
+    soak_s: Mapped[float] = mapped_column(server_default="86400")
+    threshold: Mapped[float] = mapped_column(server_default="0.02")
+    judged_from: Mapped[float] = mapped_column(server_default="0")
+    silent_from: Mapped[float] = mapped_column(server_default="0")
+    rollback_of: Mapped[int | None]
     state: Mapped[str]
+    reason: Mapped[str | None]
     created_at: Mapped[float]
     changed_at: Mapped[float]
+
+
+class RolloutLogRow(Base):
+    """What was done to roll-outs, by whom and why; rows are only ever added."""
+
+    __tablename__ = "rollout_log"
+    __table_args__ = (Index(None, "rollout_id", "at"),)
+    id: Mapped[int] = mapped_column(_BIG_KEY, primary_key=True)
+    rollout_id: Mapped[int] = mapped_column(ForeignKey("rollouts.id"))
+    at: Mapped[float]
+    by: Mapped[str]
+    act: Mapped[str]
+    state: Mapped[str]
+    stage: Mapped[int]
+    basis_points: Mapped[int]
+    reason: Mapped[str | None]
 
 
 class DeviceRow(Base):
@@ -138,14 +169,44 @@ class DeviceRow(Base):
     code: Mapped[str | None]
 
 
+class DeviceVersionRow(Base):
+    """What a device ran from when on; a row for each change, and rows are only ever added."""
+
+    __tablename__ = "device_versions"
+    __table_args__ = (Index(None, "model", "variant", "device_id", "at"),)
+    id: Mapped[int] = mapped_column(_BIG_KEY, primary_key=True)
+    model: Mapped[str]
+    variant: Mapped[str]
+    device_id: Mapped[str]
+    version: Mapped[str | None]
+    at: Mapped[float]
+
+
 class OfferRow(Base):
-    """The newest offer of a roll-out to a device; one without a result is a device that never reported."""
+    """A device in a roll-out: what it was offered, and what came of it. It counts once, by this row.
+
+    ``attempt_id`` and ``offered_at`` are of the newest offer, ``heard_at`` of the newest offer or event.
+    ``compared`` and ``worse`` are sets of metrics as bits.
+    """
 
     __tablename__ = "offers"
+    __table_args__ = (
+        Index(None, "rollout_id", "result", "result_at"),
+        Index(None, "rollout_id", "compared", "worse"),
+    )
     rollout_id: Mapped[int] = mapped_column(ForeignKey("rollouts.id"), primary_key=True)
     device_id: Mapped[str] = mapped_column(primary_key=True)
     attempt_id: Mapped[str]
     offered_at: Mapped[float]
+    first_offered_at: Mapped[float] = mapped_column(server_default="0")
+    heard_at: Mapped[float] = mapped_column(server_default="0")
+    began_at: Mapped[float | None]
+    result: Mapped[str | None]
+    code: Mapped[str | None]
+    result_seq: Mapped[int] = mapped_column(BigInteger, server_default="-1")
+    result_at: Mapped[float | None]
+    compared: Mapped[int] = mapped_column(server_default="0")
+    worse: Mapped[int] = mapped_column(server_default="0")
 
 
 class EventRow(Base):
@@ -183,6 +244,8 @@ class TokenRow(Base):
     __tablename__ = "tokens"
     __table_args__ = (
         CheckConstraint("role IN ('viewer', 'operator', 'publisher', 'admin', 'device')", name="role"),
+        Index(None, "name"),
+        Index(None, "device_id"),
     )
     id: Mapped[int] = mapped_column(primary_key=True)
     digest: Mapped[str] = mapped_column(unique=True)
@@ -193,3 +256,7 @@ class TokenRow(Base):
     region: Mapped[str | None]
     created_at: Mapped[float]
     revoked_at: Mapped[float | None]
+    scopes: Mapped[list[str]] = mapped_column(JSON, server_default=text("'[]'"))
+    created_by: Mapped[str] = mapped_column(server_default=text("'local'"))
+    expires_at: Mapped[float | None]
+    last_used_at: Mapped[float | None]

@@ -34,7 +34,8 @@ from autoglm.releases.messages import (
     UpdateAnswer,
     UpdateRequest,
 )
-from autoglm.releases.reading import MAX_FILE_BYTES, canonical_json, is_name
+from autoglm.releases.reading import MAX_FILE_BYTES, canonical_json, is_device_id, is_name
+from autoglm.releases.registration import RegistrationAnswer, RegistrationRequest
 
 __all__ = [
     "HEALTH_NAME",
@@ -52,9 +53,12 @@ __all__ = [
     "HealthCheck",
     "HealthPrompt",
     "Manifest",
+    "RegistrationAnswer",
+    "RegistrationRequest",
     "ReleaseFile",
     "UpdateAnswer",
     "UpdateRequest",
     "canonical_json",
+    "is_device_id",
     "is_name",
 ]

@@ -28,6 +28,11 @@ def is_name(text: object) -> bool:
     return isinstance(text, str) and _NAME.fullmatch(text) is not None
 
 
+def is_device_id(text: object) -> bool:
+    """Tell whether ``text`` may name a device."""
+    return isinstance(text, str) and _DEVICE_ID.fullmatch(text) is not None
+
+
 def _is_storable(text: str) -> bool:
     """Tell whether any table and file can keep ``text``: JSON may hold NUL and halves of surrogate pairs."""
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
@@ -59,9 +64,9 @@ class Reader:
 
     def device_id(self, key: str) -> str:
         value = self.fields.get(key)
-        if not isinstance(value, str) or _DEVICE_ID.fullmatch(value) is None:
+        if not is_device_id(value):
             raise self.refuse(key, "1 to 128 letters, digits, '.', '_', ':', '@' or '-'")
-        return value
+        return cast("str", value)
 
     def text(self, key: str, max_length: int = 256) -> str:
         value = self.fields.get(key)

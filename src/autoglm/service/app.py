@@ -10,10 +10,11 @@ from typing import Any
 from fastapi import FastAPI
 
 import autoglm
-from autoglm.service import admin_routes, chat, health, model_routes
-from autoglm.service.admin_routes import NewRollout, RolloutChange, SignedMetadata
+from autoglm.service import admin_routes, chat, health, model_routes, people_routes, rollout_routes
+from autoglm.service.admin_routes import SignedMetadata
 from autoglm.service.bodies import component_schemas
 from autoglm.service.problems import install_problem_handlers
+from autoglm.service.rollout_routes import NewRollout, RollbackRequest, RolloutChange
 from autoglm.service.schemas import ChatRequest
 from autoglm.service.state import ServiceState
 
@@ -38,6 +39,9 @@ def create_app(state: ServiceState) -> FastAPI:
     if state.hub is not None:
         app.include_router(model_routes.hub_router)
         app.include_router(admin_routes.router)
+        app.include_router(rollout_routes.router)
+        app.include_router(people_routes.register_router)
+        app.include_router(people_routes.router)
     _describe(app)
     return app
 
@@ -45,7 +49,9 @@ def create_app(state: ServiceState) -> FastAPI:
 def _describe(app: FastAPI) -> None:
     """Let the OpenAPI description hold the bodies that routes read by themselves."""
     generate = app.openapi
-    bodies = component_schemas(ChatRequest, NewRollout, RolloutChange, SignedMetadata)
+    bodies = component_schemas(
+        ChatRequest, NewRollout, RollbackRequest, RolloutChange, SignedMetadata, *people_routes.BODIES
+    )
 
     def openapi() -> dict[str, Any]:
         description = generate()

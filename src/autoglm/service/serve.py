@@ -21,7 +21,7 @@ from autoglm import device
 from autoglm.device import Agent, LocalTransport, Updater
 from autoglm.errors import EngineError
 from autoglm.files import directory_lock, remove, write_durably
-from autoglm.hub import TRUST_FOLDER, Hub, HubConfig, WorkerProcess
+from autoglm.hub import TRUST_FOLDER, GuardTimer, Hub, HubConfig, WorkerProcess
 from autoglm.service.access import Access
 from autoglm.service.logs import STARTUP, close_logging, open_up, set_up_logging
 from autoglm.service.machine import bind, check_data_directory
@@ -65,6 +65,7 @@ def running_parts(settings: Settings) -> Generator[ServiceState]:
     with contextlib.ExitStack() as stack:
         hub = stack.enter_context(Hub.open(_hub_config(settings)))
         import_baseline(hub, settings)
+        stack.enter_context(GuardTimer(hub.rollout_control.tend))
         updater = open_updater(hub, settings)
         stack.callback(updater.close)
         engine = stack.enter_context(load_engine(updater, settings))

@@ -13,6 +13,7 @@ of ours. It fetches metadata only; packages are the caller's.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Generator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,6 +67,7 @@ Raises :class:`~autoglm.errors.NotFoundError` where there is none, and other err
 
 BOOTSTRAP_NAME = "bootstrap"
 _BASE = "metadata/"
+_LEFTOVER = re.compile(r"tmp[a-z0-9_]{8}")  # as Python's tempfile names them
 _CONFIG = UpdaterConfig(
     max_root_rotations=MAX_ROOT_ROTATIONS,
     root_max_length=MAX_ROOT_BYTES,
@@ -250,7 +252,7 @@ class MetadataClient:
             MetadataError: the one given is no root.
         """
         files.make_directory(self._directory)
-        files.remove_temporaries(self._directory)
+        self._drop_leftovers()
         kept, given = self._kept_bootstrap(), self._root
         if given is None:
             if kept is None:
@@ -263,6 +265,13 @@ class MetadataClient:
             self._keep_bootstrap(given)
             return given
         return kept
+
+    def _drop_leftovers(self) -> None:
+        """Remove what interrupted writes left: ours, and the library's own temporaries."""
+        files.remove_temporaries(self._directory)
+        for path in self._directory.glob("tmp*"):
+            if _LEFTOVER.fullmatch(path.name):
+                files.remove(path)
 
     def _kept_bootstrap(self) -> bytes | None:
         try:

@@ -1,0 +1,11 @@
+"""``autoglm fleet``: the devices of a hub, as its operator sees them, by files of verbs."""
+
+from __future__ import annotations
+
+import typer
+
+from autoglm.cli import fleet_devices, fleet_explain
+
+app = typer.Typer(help="The devices of a hub: list, register, invite, move, explain.", no_args_is_help=True)
+fleet_devices.register(app)
+fleet_explain.register(app)
