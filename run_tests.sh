@@ -37,9 +37,11 @@ install_other_machines() {
     apt_install $missing || say "warning: not installed, so the tests that need them are deselected:$missing"
 }
 
-# A database server and a web server, which the tests of the hub at scale start for themselves.
+# A database server and a web server, which tests start for themselves, and what shows them the kernel's side.
 install_servers() {
     missing=""
+    command -v nginx >/dev/null 2>&1 || [ -x /usr/sbin/nginx ] || missing="$missing nginx-light"
+    command -v strace >/dev/null 2>&1 || missing="$missing strace"
     [ -n "$(find /usr/lib/postgresql -name initdb 2>/dev/null | head -n 1)" ] || missing="$missing postgresql"
     [ -n "$missing" ] && can_apt || return 0
     # shellcheck disable=SC2086 # a list of package names

@@ -39,6 +39,7 @@ from torch import Tensor
 from autoglm.model.cache import KVCache
 from autoglm.model.config import CONFIGS, ModelConfig, TopKConfig
 from autoglm.model.network import PhoneModel
+from autoglm.model.pages import PageTable, Rows
 from autoglm.model.sizes import size_table
 from autoglm.model.topk import dense_decode, page_bounds, topk_decode, update_bounds
 
@@ -61,11 +62,18 @@ def medians(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str,
     return {name: statistics.median(times[2:]) for name, times in seconds.items()}
 
 
-def sdpa_decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, lengths: Tensor) -> Tensor:
+def sdpa_decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, rows: Rows) -> Tensor:
     """Attend densely by torch's fused kernel, rows of equal length in slots 0, 1, ..."""
-    length = int(lengths[0])
-    k, v = k_cache[: len(slots), :, :length], v_cache[: len(slots), :, :length]
+    length = rows.lengths[0]
+    k, v = k_cache[: len(rows), :, :length], v_cache[: len(rows), :, :length]
     return F.scaled_dot_product_attention(q.unflatten(1, (k.shape[1], -1)), k, v).reshape(q.shape)
+
+
+def slots(rows: int, context: int, page: int) -> Rows:
+    """Return where ``rows`` sequences of ``context`` tokens lie, one a slot."""
+    count = context // page
+    tables = [PageTable(count, range(row * count, (row + 1) * count)) for row in range(rows)]
+    return Rows(tables, [context] * rows, page)
 
 
 def attention_case(
@@ -76,20 +84,20 @@ def attention_case(
     caches = [torch.randn(2, rows, groups, context, dim).to(dtype) for _ in range(CACHES)]
     bounds = [page_bounds(cache[0], page) for cache in caches]
     q = torch.randn(rows, config.num_heads, dim).to(dtype)
-    slots, lengths = torch.arange(rows), torch.full((rows,), context)
+    where = slots(rows, context, page)
 
     def dense() -> None:
         for k, v in caches:
-            dense_decode(q, k, v, slots, lengths)
+            dense_decode(q, k, v, where)
 
     def fused() -> None:
         for k, v in caches:
-            sdpa_decode(q, k, v, slots, lengths)
+            sdpa_decode(q, k, v, where)
 
     def gated() -> None:
         for (k, v), bound in zip(caches, bounds, strict=True):
-            update_bounds(bound, k[:, :, -1], slots, lengths - 1, page)
-            topk_decode(q, k, v, bound, slots, lengths, keep=config.topk.keep, page=page)
+            update_bounds(bound, k[:, :, -1], where)
+            topk_decode(q, k, v, bound, where, config.topk.keep)
 
     seconds = medians({"grouped": dense, "sdpa": fused, "topk": gated}, repeats)
     return {name: 1e3 * value / CACHES for name, value in seconds.items()}
@@ -118,7 +126,7 @@ def decode(model: PhoneModel, gate: TopKConfig, cache: KVCache, context: int) ->
     """Run one step that brings every slot of the cache to ``context`` tokens."""
     model.config = dataclasses.replace(model.config, topk=gate)
     past = torch.full((cache.num_slots,), context - 1)
-    model.decode(torch.zeros_like(past), past, cache, torch.arange(cache.num_slots), past)
+    model.decode(torch.zeros_like(past), past, cache, slots(cache.num_slots, context, cache.page))
 
 
 def byte_estimate(name: str, context: int, rows: int) -> dict[str, float]:

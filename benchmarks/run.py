@@ -20,9 +20,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "measurements.md"
-NAMES = ("patch", "swap", "attention")
+NAMES = ("patch", "swap", "attention", "hub")
 # The slow peers take hours on all pairs; benchmarks/patch runs them when asked to.
-ARGUMENTS = {"patch": ("--no-slow", "--rounds", "1")}
+ARGUMENTS = {"patch": ("--no-slow", "--rounds", "1"), "hub": ("--no-slow",)}
 
 
 def measure(name: str) -> str:

@@ -12,6 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from servers import _template, bucket_url, empty_postgres_url, postgres, postgres_url, s3_endpoint
+
+# Fixtures of every test; see servers.py.
+__all__ = ["_template", "bucket_url", "empty_postgres_url", "postgres", "postgres_url", "s3_endpoint"]
+
 # One thread a process: the machine's cores are shared, and threads that wait for each other spin.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-FOUNDATION = {"errors", "releases", "files"}
+FOUNDATION = {"errors", "releases", "files", "memory"}
 
 # Each part, and the parts that it may import besides itself and the foundation.
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
+    "memory": set(),
     "releases": {"errors", "files"},
     "patch": set(),
     "trust": {"patch"},
@@ -25,7 +26,8 @@ ALLOWED = {
     "training": {"model", "patch"},
     "engine": {"model"},
     "service": {"patch", "trust", "hub", "device", "model", "engine"},
-    "cli": {"patch", "trust", "hub", "device", "model", "training", "engine", "service"},
+    "simulation": {"patch", "hub", "service"},
+    "cli": {"patch", "trust", "hub", "device", "model", "training", "engine", "service", "simulation"},
 }
 
 # Heavy libraries, and the only parts that may import them. None else may even name them.

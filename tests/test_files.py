@@ -141,7 +141,20 @@ def test_verify_file_tells_size_and_hash_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["", "/etc/passwd", "../up", "a/../b", "a//b", "a/./b", "c:\\x", "a\\b", "a\0b", "x" * 256, ".tmp-x"],
+    [
+        "",
+        "/etc/passwd",
+        "../up",
+        "a/../b",
+        "a//b",
+        "a/./b",
+        "c:\\x",
+        "a\\b",
+        "a\0b",
+        "x" * 256,
+        ".tmp-x",
+        "\ud800",
+    ],
 )
 def test_unsafe_paths_are_refused(path: str) -> None:
     """Nothing that could leave the directory, on any system, counts as a plain relative path."""

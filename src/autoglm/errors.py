@@ -12,6 +12,7 @@ One tree; its first level is what callers handle differently::
     │   ├── RollbackError         older than what was seen before
     │   └── RevokedError          a release that its publisher has called back
     ├── NetworkError          not reached, or broke off: try again later
+    │   ├── CertificateError      reached, but it did not prove to be who it should be
     │   └── ProtocolError         reached, but the answer breaks the protocol
     ├── StorageError          the disk refused
     │   ├── DiskFullError         no room: free some, nothing was lost
@@ -29,7 +30,9 @@ One tree; its first level is what callers handle differently::
     ├── HubError              the hub refuses
     │   ├── NotFoundError         no such release, package or roll-out
     │   ├── ConflictError         it exists already and differs
+    │   ├── UnstorableError       a value that the database cannot hold
     │   └── PermissionDeniedError the token does not allow it
+    │       └── LinkError             a download link that is expired, changed or another device's
     └── ConfigError           a setting or an argument is wrong: the message names it
 
 Each class has a ``code``, the stable word for it in events, API answers and logs. Messages say what
@@ -99,6 +102,12 @@ class NetworkError(AutoGLMError):
     """The other side was not reached or broke off; trying again later is right."""
 
     code = "E_NETWORK"
+
+
+class CertificateError(NetworkError):
+    """The other side's certificate is not trusted, expired, of another name, or not the pinned one."""
+
+    code = "E_CERTIFICATE"
 
 
 class ProtocolError(NetworkError):
@@ -229,10 +238,30 @@ class ConflictError(HubError):
     code = "E_CONFLICT"
 
 
+class UnstorableError(HubError):
+    """A value that the hub's database cannot hold, such as text with a NUL; trying again does not help."""
+
+    code = "E_UNSTORABLE"
+
+
 class PermissionDeniedError(HubError):
     """The token is missing, wrong, or does not allow this."""
 
     code = "E_PERMISSION"
+
+
+class LinkError(PermissionDeniedError):
+    """A download link that has expired, was changed, or was made for another device: ask for a new one.
+
+    Attributes:
+        forged: whether no hub has made it as it is.
+    """
+
+    code = "E_LINK"
+
+    def __init__(self, message: str, *, forged: bool = False) -> None:
+        super().__init__(message)
+        self.forged = forged
 
 
 class ConfigError(AutoGLMError):

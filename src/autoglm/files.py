@@ -212,6 +212,22 @@ def link_file(existing: Path, name: Path) -> None:
             shutil.copyfileobj(source, copy, CHUNK_BYTES)
 
 
+def replace_by_link(existing: Path, name: Path) -> None:
+    """Let ``name``, which may be taken, be a further name of ``existing``, durably.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    temporary = name.with_name(f"{_TEMPORARY}{name.name}-link")
+    remove(temporary)
+    link_file(existing, temporary)
+    try:
+        temporary.replace(name)
+    except OSError as error:
+        _refuse(error, f"replacing {name}")
+    sync_directory(name.parent)
+
+
 def remove(path: Path) -> None:
     """Remove a file or a whole directory, if it is there, durably."""
     try:

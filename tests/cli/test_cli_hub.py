@@ -57,6 +57,19 @@ def test_publishing_again_says_who_is_offered_it(autoglm: Any, cli_service: Any,
     assert "nobody is offered it" in autoglm("publish", package, "--data", data).output
 
 
+def test_a_token_for_releases_alone_publishes_again(autoglm: Any, cli_service: Any, cli_store: Path) -> None:
+    """What it may not see of roll-outs is said, and is no failure."""
+    data, package = data_of(cli_service), cli_store / "v1.3.wpatch"
+    made = autoglm(
+        "token", "create", "ci", "--role", "publisher", "--scope", "releases:write", "--data", data
+    )
+    options = ("--hub", cli_service.url, "--token", made.output.strip())
+    assert autoglm("publish", package, *options).status == 0
+    again = autoglm("publish", package, *options)
+    assert again.status == 0, again.error
+    assert "was published already" in again.output and "lacks rollouts:read" in again.output
+
+
 def test_folders_are_packed_on_the_way(
     autoglm: Any, cli_service: Any, cli_store: Path, tmp_path: Path
 ) -> None:

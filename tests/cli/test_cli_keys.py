@@ -150,6 +150,22 @@ def test_a_full_folder_is_signed_without_a_base(
     assert done.status == 0, done.error
 
 
+def test_a_folder_is_published_at_a_hub_without_a_model(
+    autoglm: Any, room: Path, cli_store: Path, tmp_path: Path
+) -> None:
+    """The hub's newest release tells the names of the next one, so that no engine is asked."""
+    settings = tiny_settings(cli_store, tmp_path / "hub-only", role="hub")
+    autoglm("keys", "sign", cli_store / "v1.2.wpatch", "--dir", room)
+    autoglm("keys", "export", room, "--to-hub", settings.data_path)
+    with running_service(settings) as running:
+        folder = ("publish", cli_store.parent / "v1.2", "--version", "v1.9", "--keys", room)
+        done = autoglm(*folder, *remote(running), "--json")
+        assert done.status == 0, done.error
+        old, new = autoglm("release", "list", *remote(running), "--json").json["releases"]
+    assert (new["version"], new["counter"]) == ("v1.9", old["counter"] + 1)
+    assert (new["name"], new["channel"]) == (old["name"], old["channel"])
+
+
 def test_keys_are_rotated_at_a_running_hub(autoglm: Any, fleet: Any, room: Path) -> None:
     """root, targets and releases in one go; an online key goes to the hub first, then the rest is sent."""
     hub = remote(fleet)

@@ -52,7 +52,7 @@ def test_a_dry_run_makes_nothing(autoglm: Any, data: Path) -> None:
     """It prints devices, bytes and stages, and there is no roll-out afterwards."""
     shown = autoglm("rollout", "create", "v1.3", "--percent", "100", "--dry-run", "--data", data)
     assert shown.status == 0, shown.error
-    assert "2 of 2 devices" in shown.output and "region" in shown.output
+    assert "2 of 2 devices" in shown.output and "region" in shown.output and "being built" in shown.output
     found = autoglm("rollout", "create", "v1.3", "--dry-run", "--data", data, "--json").json
     assert found["devices"] == 2 and len(found["stages"]) == 6
     assert len(autoglm("rollout", "status", "--data", data, "--json").json["rollouts"]) == 1

@@ -69,7 +69,7 @@ def test_a_power_cut_leaves_a_whole_release_and_the_device_goes_on(shim: Path) -
     """At a spread of the operations: the old or the new release is whole, metadata from before the floor is
     refused, and the next start comes to the same end."""
     tried, refused = totals(run_with_shim(shim, "power_cut.py", "--every", "89", "--random", "2"))
-    assert tried >= 60
+    assert tried >= 50
     assert refused >= 20
 
 

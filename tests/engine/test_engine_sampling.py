@@ -57,6 +57,28 @@ def test_top_k_bounds_the_choice() -> None:
     assert set(draw(Sampling(temperature=2.0, top_k=2, seed=5), 200)) == {1, 2}
 
 
+def test_min_p_leaves_out_what_is_far_from_the_likeliest() -> None:
+    """Tokens below the share of the likeliest one are never drawn (0.66, 0.24, 0.09, 0.00)."""
+    assert set(draw(Sampling(temperature=1.0, min_p=0.2, seed=5), 300)) == {1, 2}
+    assert draw(Sampling(temperature=1.0, min_p=1.0, seed=5), 5) == [1] * 5
+
+
+def test_a_repetition_penalty_counts_prompt_and_answer() -> None:
+    """A positive score is divided, a negative one multiplied, for tokens seen in either."""
+    assert draw(Sampling(repetition_penalty=3.0), 3) == [1, 2, 1]
+    sampler = Sampler(Sampling(repetition_penalty=3.0), prompt_ids=[1])
+    assert sampler.choose(LOGITS).token_id == 2
+    negative = torch.tensor([-1.0, -2.0])
+    assert Sampler(Sampling(repetition_penalty=3.0), prompt_ids=[0]).choose(negative).token_id == 1
+
+
+def test_only_allowed_tokens_are_chosen() -> None:
+    """A mask binds greedy and sampled choices alike, whatever the scores are."""
+    mask = torch.tensor([True, False, False, True])
+    for sampling in (Sampling(), Sampling(temperature=2.0, seed=1), Sampling(temperature=1.0, top_p=0.1)):
+        assert Sampler(sampling).choose(LOGITS, mask).token_id in (0, 3)
+
+
 def test_a_frequency_penalty_grows_with_each_occurrence() -> None:
     """Token 1 leads by 1: a penalty of 0.6 lets it lead once more, then gives way to token 2."""
     assert draw(Sampling(frequency_penalty=0.6), 4) == [1, 1, 2, 1]
@@ -98,6 +120,8 @@ def test_values_that_are_not_finite_are_refused(value: float) -> None:
         {"presence_penalty": 3.0},
         {"frequency_penalty": -2.5},
         {"top_logprobs": 21},
+        {"min_p": 1.1},
+        {"repetition_penalty": 0.0},
         {"logit_bias": {1: 1000.0}},
     ],
 )

@@ -195,7 +195,8 @@ def test_a_nan_ends_only_its_own_request(resident: Resident, ask: Ask) -> None:
         scheduler.waiting.put(well)
         scheduler.waiting.put(ill)
         scheduler.step()
-        resident.cache.keys[0][ill.slot].fill_(float("nan"))
+        assert ill.table is not None
+        ill.table.write(resident.cache.keys[0], 32, 0, torch.full((2, 32, 8), float("nan")))
         while scheduler.has_work:
             scheduler.step()
     with pytest.raises(EngineError, match=r"v1\.2 computed values that are not finite"):

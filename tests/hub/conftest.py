@@ -118,8 +118,15 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> HubConfig:
-    return HubConfig(tmp_path / "hub")
+def backend(request: pytest.FixtureRequest) -> str | None:
+    """The hub's ``database_url``: SQLite unless the test asks for :data:`both_databases`."""
+    kind = getattr(request, "param", "sqlite")
+    return request.getfixturevalue("postgres_url") if kind == "postgresql" else None
+
+
+@pytest.fixture
+def config(tmp_path: Path, backend: str | None) -> HubConfig:
+    return HubConfig(tmp_path / "hub", database_url=backend)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import contextlib
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +16,68 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, select, update
 
 import autoglm.hub.database as database_module
-from autoglm.errors import ConfigError, NotFoundError, StorageError
+from autoglm.errors import ConfigError, NotFoundError, StorageError, UnstorableError
 from autoglm.hub import Claims, Hub, HubConfig
 from autoglm.hub.database import HEAD, Database
 from autoglm.hub.guard import describe
 from autoglm.hub.history import entries, look_back
 from autoglm.hub.rollouts import GUARD, move
 from autoglm.hub.store import Store
-from autoglm.hub.tables import Base, RolloutRow
+from autoglm.hub.tables import Base, RevisionRow, RolloutRow
 
 World = Any
 
 
-def test_the_migrations_make_the_tables(tmp_path: Path) -> None:
-    """What a migrated database holds is what the table definitions say, and HEAD is the last migration."""
-    Database(f"sqlite:///{tmp_path / 'hub.sqlite'}").close()
-    engine = create_engine(f"sqlite:///{tmp_path / 'hub.sqlite'}")
-    with engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
-    engine.dispose()
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'hub.sqlite'}"
+    return request.getfixturevalue("empty_postgres_url")
+
+
+def alembic_config() -> Config:
     config = Config()
     config.set_main_option("script_location", str(Path(database_module.__file__).parent / "migrations"))
     config.set_main_option("path_separator", "os")
-    assert ScriptDirectory.from_config(config).get_heads() == [HEAD]
+    return config
+
+
+REVISIONS = [step.revision for step in ScriptDirectory.from_config(alembic_config()).walk_revisions()]
+
+
+def test_the_migrations_make_the_tables(database_url: str) -> None:
+    """What a migrated database holds is what the table definitions say, and HEAD is the last migration."""
+    Database(database_url).close()
+    engine = create_engine(database_url)
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+    engine.dispose()
+    assert ScriptDirectory.from_config(alembic_config()).get_heads() == [HEAD]
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_every_older_database_is_brought_up_to_date(database_url: str, revision: str) -> None:
+    """From each version of the tables there ever was, one start makes today's, and keeps what is in them."""
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        config = alembic_config()
+        config.attributes["connection"] = connection
+        alembic.command.upgrade(config, revision)
+        connection.exec_driver_sql(
+            "INSERT INTO devices (model, variant, device_id, first_seen_at, seen_at, last_seq)"
+            " VALUES ('m', 'v', 'd', 0, 0, 0)"
+        )
+    database = Database(database_url)
+    with database.read() as session:
+        assert session.connection().exec_driver_sql("SELECT device_id FROM devices").scalar() == "d"
+    database.close()
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+    engine.dispose()
 
 
 def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
@@ -64,9 +101,9 @@ def test_a_damaged_database_is_a_typed_error(config: HubConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["nonsense", "postgresql://host/db", "mysql://host/db", "sqlite://", "sqlite:///:memory:"]
+    "url", ["nonsense", "postgresql+pg8000://host/db", "mysql://host/db", "sqlite://", "sqlite:///:memory:"]
 )
-def test_only_sqlite_files_are_accepted(tmp_path: Path, url: str) -> None:
+def test_only_two_kinds_of_databases_are_accepted(tmp_path: Path, url: str) -> None:
     """A URL that this version cannot serve is a setting error that names the key."""
     with pytest.raises(ConfigError, match="database_url"):
         Hub.open(HubConfig(tmp_path / "hub", database_url=url))
@@ -101,9 +138,9 @@ def test_a_lock_that_cannot_be_taken_is_a_typed_error(config: HubConfig) -> None
         Hub.open(config)
 
 
-def test_an_exception_undoes_a_transaction(tmp_path: Path) -> None:
+def test_an_exception_undoes_a_transaction(database_url: str) -> None:
     """Nothing of a failed block is kept, and the revision stays."""
-    database = Database(f"sqlite:///{tmp_path / 'hub.sqlite'}")
+    database = Database(database_url)
     with database.read() as session:
         before = Database.revision(session)
     with pytest.raises(RuntimeError), database.write() as session:
@@ -118,8 +155,50 @@ def test_an_exception_undoes_a_transaction(tmp_path: Path) -> None:
     database.close()
 
 
+def test_writers_take_turns(database_url: str) -> None:
+    """Of many who read a number and write it back plus one, none undoes another."""
+    database = Database(database_url)
+
+    def add() -> None:
+        for _ in range(10):
+            with database.write(decides=False) as session:
+                found = session.scalars(select(RevisionRow.number)).one()
+                session.execute(update(RevisionRow).values(number=found + 1))
+
+    threads = [threading.Thread(target=add) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with database.read() as session:
+        assert Database.revision(session) == 41
+    database.close()
+
+
+def test_a_reader_sees_one_moment(database_url: str) -> None:
+    """What is committed while a reader reads is not in its view, and is in the next one."""
+    database = Database(database_url)
+    with database.read() as session:
+        before = Database.revision(session)
+        with database.write():
+            pass
+        assert Database.revision(session) == before
+    with database.read() as session:
+        assert Database.revision(session) == before + 1
+    database.close()
+
+
+def test_a_value_that_does_not_fit_is_no_fault_of_the_database(empty_postgres_url: str) -> None:
+    """Such a value is never tried again: it would keep all that waits behind it waiting for ever."""
+    database = Database(empty_postgres_url)
+    with pytest.raises(UnstorableError, match="cannot be stored"), database.write() as session:
+        session.execute(update(RevisionRow).values(number=2**70))
+    database.close()
+
+
 OPEN = """
 import sys
+import threading
 from pathlib import Path
 from autoglm.hub import Claims, Hub, HubConfig
 print("ready", flush=True)

@@ -6,6 +6,7 @@ import contextlib
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +17,7 @@ from autoglm.hub import Claims, Hub, HubConfig
 from autoglm.releases import Event, EventBatch, UpdateAnswer, UpdateRequest
 
 World = Any
+pytestmark = pytest.mark.parametrize("backend", ["sqlite", "postgresql"], indirect=True)
 Clock = Any
 
 
@@ -53,6 +55,19 @@ def test_an_offer_has_all_that_a_device_verifies(live: Hub, world: World) -> Non
     assert live.package_path(answer.sha256).stat().st_size == answer.size
     assert live.package_path(answer.full_sha256).read_bytes() == world.full["v1.3"].read_bytes()
     assert answer.rollout_id == "r1" and answer.attempt_id and answer.retry_after_s
+
+
+def test_the_hub_that_stops_a_roll_out_offers_no_more_of_it(live: Hub) -> None:
+    """After a pause, a resume, and the guard's halt, the very next check is decided by it."""
+    rollout = live.create_rollout("v1.3", 100).id
+    for state, offers in (("paused", False), ("active", True)) * 3:
+        live.set_rollout_state(rollout, state)
+        assert live.check(UpdateRequest("d1", "v1.2")).need_update is offers
+    for number in range(3):
+        live.check(UpdateRequest(f"bad_{number}", "v1.2"))
+        failed = event(number, "FAILED", "fail", code="E_CRASH_LOOP", rollout_id=rollout)
+        live.record(EventBatch(f"bad_{number}", (failed,)))
+    assert not live.check(UpdateRequest("d1", "v1.2")).need_update
 
 
 def test_attempts_are_unique(live: Hub) -> None:
@@ -144,9 +159,14 @@ def test_another_process_halts_the_rollout(live: Hub, config: HubConfig) -> None
     assert live.check(UpdateRequest("d1", "v1.2")).need_update
     script = (
         "import sys; from pathlib import Path; from autoglm.hub import Hub, HubConfig\n"
-        "with Hub.open(HubConfig(Path(sys.argv[1]))) as hub: hub.set_rollout_state('r1', 'paused')"
+        "with Hub.open(HubConfig(Path(sys.argv[1]), sys.argv[2] or None)) as hub:"
+        " hub.set_rollout_state('r1', 'paused')"
     )
-    subprocess.run([sys.executable, "-c", script, str(config.directory)], check=True)
+    arguments = [str(config.directory), config.database_url or ""]
+    subprocess.run([sys.executable, "-c", script, *arguments], check=True)
+    deadline = time.monotonic() + (10 if config.database_url else 0)
+    while live.check(UpdateRequest("d1", "v1.2")).need_update and time.monotonic() < deadline:
+        time.sleep(0.01)  # a database server tells its clients a moment later
     assert not live.check(UpdateRequest("d1", "v1.2")).need_update
 
 
@@ -260,6 +280,19 @@ def test_a_token_speaks_only_for_its_device(live: Hub) -> None:
         live.check(UpdateRequest("d2", "v1.2"), claims)
     with pytest.raises(PermissionDeniedError):
         live.record(EventBatch("d2", ()), claims)
+
+
+@pytest.mark.parametrize(
+    "claims", [Claims("viewer", name="eve"), Claims("admin", name="a"), Claims("device")]
+)
+def test_a_token_of_no_device_leaves_no_trace_of_one(live: Hub, claims: Claims) -> None:
+    """It may ask what a device would be offered; neither a sighting, an offer nor an event comes of it."""
+    rollout = live.create_rollout("v1.3", 100)
+    assert live.check(UpdateRequest("d1", "v1.2"), claims).need_update
+    with pytest.raises(PermissionDeniedError, match="own token"):
+        live.record(EventBatch("d1", (event(1, rollout_id=rollout.id),)), claims)
+    assert live.devices() == []
+    assert live.rollouts()[-1].offered == 0
 
 
 def test_a_decision_can_be_explained(live: Hub) -> None:

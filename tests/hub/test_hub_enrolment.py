@@ -134,6 +134,31 @@ def test_a_registered_device_is_not_taken_over(hub: Hub) -> None:
     assert [invite.uses_left for invite in hub.enrolment.invites()] == [5, 4]
 
 
+def test_a_code_takes_no_device_from_an_operator(hub: Hub, clock: Any) -> None:
+    """A live token that somebody made for the device goes on working, and no use is spent."""
+    code, _ = hub.enrolment.invite(uses=5)
+    token = hub.issue_token(Claims("device", "handmade", "d1", expires_at=clock.now + 60))
+    with pytest.raises(ConflictError, match="operator"):
+        enrol(hub, "d1", code)
+    enrol(hub, "d2", code, request_id="secret")
+    renewed = hub.enrolment.register(RegistrationRequest("d2", new_token=True)).token
+    with pytest.raises(ConflictError, match="operator"):
+        enrol(hub, "d2", code, request_id="secret")
+    assert hub.verify_token(token) is not None and hub.verify_token(renewed) is not None
+    assert hub.enrolment.invites()[0].uses_left == 4
+    clock.now += 60
+    assert hub.verify_token(enrol(hub, "d1", code).token) is not None
+
+
+def test_nobody_registers_as_the_hubs_own_engine(hub: Hub) -> None:
+    """The device id ``service`` is refused to codes and to administrators."""
+    code, _ = hub.enrolment.invite()
+    with pytest.raises(ConflictError, match="own engine"):
+        enrol(hub, "service", code)
+    with pytest.raises(ConflictError, match="own engine"):
+        hub.enrolment.register(RegistrationRequest("service"))
+
+
 def test_codes_that_are_over_let_nobody_in(hub: Hub, clock: Any) -> None:
     """Used up, expired, revoked, unknown and mistyped are told apart, and register nothing."""
     used, _ = hub.enrolment.invite()

@@ -238,6 +238,37 @@ def test_the_release_to_return_to_can_be_named(live: Hub, package_of: Callable[.
         live.rollout_control.roll_back(other, to="v1.4")
 
 
+def test_only_devices_of_the_roll_out_say_where_they_came_from(hub: Hub, world: World) -> None:
+    """Events of devices that were offered nothing do not choose the release to return to."""
+    for version in ("v1.1", "v1.2", "v1.3"):
+        hub.publish(world.full[version])
+    bad = hub.create_rollout("v1.3", 100).id
+    hub.check(UpdateRequest("took", "v1.2"))
+    report(hub, "took", bad, 1)
+    for number in range(3):
+        report(hub, f"stranger_{number}", bad, 1, from_version="v1.1")
+    assert hub.rollout_control.roll_back(bad).version == "v1.2.r14"
+
+
+def test_without_reports_a_release_that_was_stopped_itself_comes_last(hub: Hub, world: World) -> None:
+    """The newest before the bad one, unless each of its own roll-outs was halted or aborted."""
+    for version in ("v1.1", "v1.2", "v1.3"):
+        hub.publish(world.full[version])
+    hub.set_rollout_state(hub.create_rollout("v1.2", 100).id, "aborted")
+    bad = hub.create_rollout("v1.3", 100).id
+    assert hub.rollout_control.roll_back(bad).version == "v1.1.r14"
+
+
+def test_a_release_that_was_taken_back_to_before_keeps_a_short_name(
+    live: Hub, package_of: Callable[..., Path]
+) -> None:
+    """Going back to ``v1.2.r14`` makes ``v1.2.r16``."""
+    live.rollout_control.roll_back(live.create_rollout("v1.3", 100).id)
+    live.publish(package_of("v1.4", 15))
+    bad = live.create_rollout("v1.4", 100).id
+    assert live.rollout_control.roll_back(bad, to="v1.2.r14").version == "v1.2.r16"
+
+
 def test_nothing_before_is_said(hub: Hub, world: World) -> None:
     """The first release of all cannot be taken back, and its roll-out goes on."""
     rollout = hub.publish(world.full["v1.2"], percent=100).rollout
@@ -276,7 +307,7 @@ def test_a_dry_run_says_whom_and_how_much(live: Hub) -> None:
     assert (found["known"], found["devices"], found["ahead"], found["not_for"]) == (81, 80, 1, 0)
     assert [stage["stage"] for stage in found["stages"]] == ["staff", "50 %", "100 %"]
     assert found["stages"][0]["devices"] == 1 and found["stages"][-1]["total"] == 80
-    assert found["patch_hit_rate"] == 60 / 80
+    assert found["patch_hit_rate"] == 60 / 80 and found["waiting"] == 0
     sizes = {(row.from_version, row.to_version): row.size for row in live.packages() if row.size}
     assert found["bytes"] == 60 * (sizes["v1.2", "v1.3"] or 0) + 20 * (sizes[None, "v1.3"] or 0)
     assert {"region": "eu", "group": "staff", "in": 1, "out": 0} in found["places"]
@@ -336,6 +367,18 @@ def test_a_failure_is_part_of_the_explanation(live: Hub) -> None:
     found = live.rollout_control.explain("dev_1")
     assert found.failed == ("v1.3",) and found.kind == "none"
     assert "failed on this device" in found.rules[0]["why"]
+
+
+def test_an_expired_token_is_credited_nowhere(live: Hub, clock: Clock) -> None:
+    """Explanation and dry run give a device the groups that its token proves now, as the decision does."""
+    soon = Claims("device", "s", "dev_1", ("staff",), "eu", expires_at=clock.now + 10)
+    live.check(UpdateRequest("dev_1", "v1.2"), live.verify_token(live.issue_token(soon)))
+    wanted = Wanted(stages=("staff", "100"))
+    assert live.rollout_control.explain("dev_1").claims.groups == ("staff",)
+    assert live.rollout_control.preview("v1.3", wanted).to_json()["stages"][0]["devices"] == 1
+    clock.now += 10
+    assert live.rollout_control.explain("dev_1").claims.groups == ()
+    assert live.rollout_control.preview("v1.3", wanted).to_json()["stages"][0]["devices"] == 0
 
 
 # Looking back

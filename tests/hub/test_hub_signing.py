@@ -170,6 +170,6 @@ def test_the_worker_keeps_signatures_from_expiring(hub: Hub, world: Any, clock: 
     before = (directory / "timestamp.json").read_bytes()
     worker = Worker(hub.config, clock=clock)
     clock.now += 30 * 3600
-    worker._keep_signed()
+    worker._upkeep.run()
     worker.close()
     assert (directory / "timestamp.json").read_bytes() != before

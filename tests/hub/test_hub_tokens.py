@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import sqlite3
 from typing import Any
 
 import pytest
 
-from autoglm.errors import ConfigError, NotFoundError, PermissionDeniedError
+from autoglm.errors import ConfigError, ConflictError, NotFoundError, PermissionDeniedError
 from autoglm.hub import Actor, Claims, Hub, HubConfig
-from autoglm.hub.credentials import TOKEN_PREFIX, is_token, new_token
+from autoglm.hub.credentials import TOKEN_PREFIX, digest, is_token, new_token
+from autoglm.hub.database import Database
+from autoglm.hub.parts import database_url
+from autoglm.releases import RegistrationRequest
 
 
 def everything_on_disk(config: HubConfig) -> bytes:
@@ -88,11 +93,13 @@ def test_a_revoked_token_proves_nothing_at_once(hub: Hub) -> None:
         Claims("viewer", name="x", groups=("staff",)),
         Claims("viewer", name="x", device_id="d1"),
         Claims("viewer", name="x", scopes=("releases:write",)),
-        Claims("viewer", name="t12"),
+        *(Claims("viewer", name=name) for name in ("t12", "i3", "local", "Local", "hub", "guard")),
+        *(Claims("viewer", name=name) for name in ("unknown", "service", "registered")),
+        Claims("device", name="x"),
     ],
 )
 def test_claims_that_break_a_rule_get_no_token(hub: Hub, claims: Claims) -> None:
-    """Roles are fixed, and names are names."""
+    """Roles are fixed, names are names and mean nothing else, and a device's token is for one device."""
     with pytest.raises(ConfigError, match="token"):
         hub.issue_token(claims)
 
@@ -165,6 +172,15 @@ def test_one_of_several_tokens_of_a_name_is_revoked_by_its_id(hub: Hub) -> None:
             hub.revoke_token(name)
 
 
+def test_one_word_does_not_cut_off_all_registered_devices(hub: Hub) -> None:
+    """The name that their tokens share is refused; an id revokes one of them."""
+    tokens = [hub.enrolment.register(RegistrationRequest(f"d{number}")).token for number in range(2)]
+    with pytest.raises(ConflictError, match="by its id"):
+        hub.revoke_token("registered")
+    assert hub.revoke_token(hub.tokens.list(device_id="d0")[0].id) == 1
+    assert [hub.verify_token(token) is None for token in tokens] == [True, False]
+
+
 def test_the_last_use_is_written_behind(hub: Hub, clock: Any) -> None:
     """A token's last use is in the list a little later, and is not written for each request."""
     token, record = hub.tokens.create(Claims("viewer", name="eye"))
@@ -205,3 +221,26 @@ def test_a_change_that_takes_nothing_back_forgets_no_token(hub: Hub, world: Any)
     hub.revoke_token("bob")
     hub.verify_token(token)
     assert hub.tokens._known is not known
+
+
+def test_a_token_of_an_earlier_version_goes_on_working(config: HubConfig, monkeypatch: Any) -> None:
+    """A database and an ``admin.token`` from before the checksum are taken over as they are."""
+    config.directory.mkdir()
+    monkeypatch.setattr("autoglm.hub.database.HEAD", "0001")
+    Database(database_url(config)).close()
+    monkeypatch.undo()
+    old = "Ab-_" * 10 + "xyz"
+    (config.directory / "admin.token").write_text(f"{old}\n")
+    with contextlib.closing(sqlite3.connect(config.directory / "hub.sqlite")) as raw:
+        raw.execute(
+            "INSERT INTO tokens (digest, name, role, groups, created_at)"
+            " VALUES (?, 'embedded-admin', 'admin', '[]', 1)",
+            (digest(old),),
+        )
+        raw.commit()
+    with Hub.open(config) as hub:
+        assert hub.admin_token == old
+        claims = hub.verify_token(old)
+        assert claims is not None and (claims.role, claims.scopes, claims.expires_at) == ("admin", (), None)
+        assert hub.tokens.list()[0].created_by == "local"
+        assert hub.audit.verify().entries == 0

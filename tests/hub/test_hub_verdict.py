@@ -128,8 +128,17 @@ def test_devices_that_fall_silent_pause_above_a_fifth() -> None:
 
 def test_no_data_is_no_evidence() -> None:
     """A stage in which nobody reported holds, whatever was reported before."""
-    assert hold_reason(Counts(succeeded=1000), 100) is not None
-    assert hold_reason(Counts(succeeded=1000, new_results=1), 100) is None
+    assert hold_reason(Counts(succeeded=1000, newly_offered=5), 100) is not None
+    assert hold_reason(Counts(succeeded=1000, newly_offered=5, new_results=1), 100) is None
+
+
+def test_a_few_lost_phones_do_not_stop_a_small_fleet() -> None:
+    """A stage of under five devices, none of which reports in time, is passed; never into a wide one."""
+    assert hold_reason(Counts(newly_offered=4), 500) is None
+    assert hold_reason(Counts(newly_offered=4, expected=1), 500) is not None
+    assert hold_reason(Counts(newly_offered=4), 2500) is not None
+    assert hold_reason(Counts(newly_offered=4, succeeded=1), 2500) is None
+    assert hold_reason(Counts(), None) is not None
 
 
 def test_a_wide_stage_needs_enough_results_or_all_that_can_come() -> None:

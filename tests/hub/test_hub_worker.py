@@ -156,11 +156,12 @@ def test_a_failing_build_is_tried_again_and_given_up(
 HANGING = """
 import sys
 import autoglm.hub.worker as worker
+import autoglm.patch as patch
 def hang(*arguments, **options):
     print("building", flush=True)
     sys.stdin.readline()
     raise SystemExit("never told to go on")
-worker.patch.diff = hang
+patch.diff = hang
 sys.exit(worker.main(sys.argv[1:]))
 """
 

@@ -36,8 +36,7 @@ def step(model: PhoneModel, prompt: Prompt, cache, slot: int, token: int, index:
         torch.tensor([token]),
         torch.tensor([prompt.next_position + index]),
         cache,
-        torch.tensor([slot]),
-        torch.tensor([len(prompt) + index]),
+        cache.rows([cache.slot(slot)], [len(prompt) + index + 1]),
     )[0]
 
 
@@ -47,7 +46,7 @@ def test_prefill_and_decode_equal_one_pass(model, processor: Processor, conversa
     prompt = processor.prompt(conversations[kind], enable_thinking=False)
     reference = whole(model, prompt, NEXT)
     cache = model.new_cache(num_slots=3, max_context=128)
-    last = model.prefill(prompt, cache, slot=2)
+    last = model.prefill(prompt, cache, cache.slot(2))
     torch.testing.assert_close(last, reference[len(prompt) - 1], atol=2e-5, rtol=1e-4)
     for i, token in enumerate(NEXT):
         hidden = step(model, prompt, cache, 2, token, i)
@@ -59,10 +58,10 @@ def test_slots_decode_together_as_they_would_alone(model, processor: Processor, 
     prompts = [processor.prompt(conversations[kind], enable_thinking=True) for kind in KINDS]
     cache = model.new_cache(num_slots=4, max_context=128)
     for slot, prompt in enumerate(prompts):
-        model.prefill(prompt, cache, slot)
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
+        model.prefill(prompt, cache, cache.slot(slot))
+    rows = cache.rows([cache.slot(i) for i in range(4)], [len(prompt) + 1 for prompt in prompts])
     positions = torch.tensor([prompt.next_position for prompt in prompts])
-    together = model.decode(torch.tensor(NEXT), positions, cache, torch.arange(4), lengths)
+    together = model.decode(torch.tensor(NEXT), positions, cache, rows)
     for slot, prompt in enumerate(prompts):
         alone = whole(model, prompt, NEXT[slot : slot + 1])[-1]
         torch.testing.assert_close(together[slot], alone, atol=2e-5, rtol=1e-4)
@@ -71,9 +70,9 @@ def test_slots_decode_together_as_they_would_alone(model, processor: Processor, 
 def test_a_slot_can_be_used_again(model, processor: Processor, conversations) -> None:
     """What an earlier sequence left in a slot does not reach the next one."""
     cache = model.new_cache(num_slots=1, max_context=128)
-    model.prefill(processor.prompt(conversations["all"], enable_thinking=False), cache, 0)
+    model.prefill(processor.prompt(conversations["all"], enable_thinking=False), cache, cache.slot(0))
     prompt = processor.prompt(conversations["text"], enable_thinking=False)
-    model.prefill(prompt, cache, 0)
+    model.prefill(prompt, cache, cache.slot(0))
     hidden = step(model, prompt, cache, 0, NEXT[0], 0)
     torch.testing.assert_close(hidden, whole(model, prompt, NEXT[:1])[-1], atol=2e-5, rtol=1e-4)
 
@@ -123,7 +122,11 @@ def test_layers_placed_over_devices_give_the_same(make_model, processor, convers
     prompt = processor.prompt(conversations["all"], enable_thinking=False)
     for model in (placed, plain):
         assert len(model.new_cache(1, 64).keys) == 3
-    results = [model.prefill(prompt, model.new_cache(1, 128), 0) for model in (placed, plain)]
+    caches = [model.new_cache(1, 128) for model in (placed, plain)]
+    results = [
+        model.prefill(prompt, cache, cache.slot(0))
+        for model, cache in zip((placed, plain), caches, strict=True)
+    ]
     assert torch.equal(*results)
 
 
@@ -139,8 +142,9 @@ def test_layers_are_placed_in_contiguous_groups(make_model) -> None:
 def test_a_prompt_that_does_not_fit_is_refused_with_numbers(model, processor, conversations) -> None:
     """A prompt longer than the slot raises a request error that states both lengths."""
     prompt = processor.prompt(conversations["image"], enable_thinking=False)
-    with pytest.raises(RequestError, match=rf"{len(prompt)} tokens; a slot holds 8"):
-        model.prefill(prompt, model.new_cache(1, 8), 0)
+    with pytest.raises(RequestError, match=rf"{len(prompt)} tokens; its pages hold 8"):
+        cache = model.new_cache(1, 8)
+        model.prefill(prompt, cache, cache.slot(0))
 
 
 def test_a_span_and_its_media_must_agree(model, processor, conversations) -> None:
@@ -160,13 +164,13 @@ def test_the_gate_with_all_pages_kept_equals_dense(make_model: Callable[[], Phon
         model = make_model()
         model.config = dataclasses.replace(model.config, topk=gate)
         cache = model.new_cache(1, 256)
-        model.prefill(prompt, cache, 0)
+        model.prefill(prompt, cache, cache.slot(0))
         results.append(step(model, prompt, cache, 0, NEXT[0], 0))
     assert results[1].isfinite().all()
     model = make_model()
     model.config = dataclasses.replace(model.config, topk=TopKConfig(8, len(prompt) // 8 + 2, 0))
     cache = model.new_cache(1, 256)
-    model.prefill(prompt, cache, 0)
+    model.prefill(prompt, cache, cache.slot(0))
     torch.testing.assert_close(step(model, prompt, cache, 0, NEXT[0], 0), results[0], atol=2e-5, rtol=1e-4)
 
 

@@ -167,11 +167,11 @@ def test_prefill_and_decode_are_the_same_function(gate: TopKConfig) -> None:
     cache = model.new_cache(num_slots=3, max_context=96)
     start = 60
 
-    hidden = model.prefill(first_tokens(prompt, start), cache, slot=2)
+    hidden = model.prefill(first_tokens(prompt, start), cache, cache.slot(2))
     assert_same(hidden, expected[start - 1])
     for t in range(start, TOKENS):
-        length, slots = torch.tensor([t]), torch.tensor([2])
-        out = model.decode(prompt.token_ids[t : t + 1], prompt.positions[t : t + 1, 0], cache, slots, length)
+        rows = cache.rows([cache.slot(2)], [t + 1])
+        out = model.decode(prompt.token_ids[t : t + 1], prompt.positions[t : t + 1, 0], cache, rows)
         assert_same(out[0], expected[t])
 
 
@@ -182,10 +182,11 @@ def test_slots_at_different_lengths_decode_together() -> None:
     cache = model.new_cache(num_slots=4, max_context=96)
     lengths, slots = [70, 40, 57], [3, 0, 1]
     for length, slot in zip(lengths, slots, strict=True):
-        model.prefill(first_tokens(prompt, length), cache, slot)
+        model.prefill(first_tokens(prompt, length), cache, cache.slot(slot))
 
     at = torch.tensor(lengths)
-    out = model.decode(prompt.token_ids[at], prompt.positions[at, 0], cache, torch.tensor(slots), at)
+    rows = cache.rows([cache.slot(slot) for slot in slots], [length + 1 for length in lengths])
+    out = model.decode(prompt.token_ids[at], prompt.positions[at, 0], cache, rows)
 
     expected = reference(model, prompt)
     assert_same(out, expected[lengths])
@@ -210,6 +211,7 @@ def test_other_head_layouts_agree_too(heads: int, groups: int, fraction: float) 
     config = tiny_config(num_heads=heads, num_kv_heads=groups, rotary_fraction=fraction, num_layers=1)
     prompt, model = first_tokens(mixed_prompt(), 50), random_model(config)
 
-    hidden = model.prefill(prompt, model.new_cache(1, 64), slot=0)
+    cache = model.new_cache(1, 64)
+    hidden = model.prefill(prompt, cache, cache.slot(0))
 
     assert_same(hidden, reference(model, prompt)[-1])

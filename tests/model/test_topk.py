@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TypedDict
 
@@ -10,22 +11,27 @@ import torch
 from torch import Tensor
 
 from autoglm.errors import ConfigError
+from autoglm.model.pages import PageTable, Rows
+from autoglm.model.prefill import dense_prefill, gated_prefill, span_limits, topk_prefill
 from autoglm.model.topk import (
     dense_decode,
-    dense_prefill,
     gated_decode,
-    gated_prefill,
     page_bounds,
     page_scores,
     select_pages,
-    span_limits,
     topk_decode,
-    topk_prefill,
     update_bounds,
 )
 
 PAGE = 32
 HEADS, GROUPS, DIM = 6, 2, 16
+
+
+def in_slots(slots: Tensor, lengths: Tensor, tokens: int) -> Rows:
+    """Return where rows lie that fill a slot of ``tokens`` tokens each."""
+    count = -(-tokens // PAGE)
+    tables = [PageTable(count, range(slot * count, (slot + 1) * count)) for slot in slots.tolist()]
+    return Rows(tables, lengths.tolist(), PAGE)
 
 
 class Gate(TypedDict):
@@ -79,7 +85,7 @@ def test_dense_decode_is_attention_with_a_ragged_batch_in_any_slots() -> None:
     slots, lengths = torch.tensor([3, 0, 2]), torch.tensor([96, 1, 50])
     q = make_queries(3, HEADS, DIM)
 
-    out = dense_decode(q, k, v, slots, lengths)
+    out = dense_decode(q, k, v, in_slots(slots, lengths, k.shape[2]))
 
     for row, (slot, length) in enumerate(zip(slots.tolist(), lengths.tolist(), strict=True)):
         for head in range(HEADS):
@@ -94,7 +100,7 @@ def test_topk_decode_reads_the_pages_of_the_rule_and_no_others() -> None:
     slots, lengths, keep = torch.tensor([2, 0]), torch.tensor([315, 200]), 4
     q = make_queries(2, HEADS, DIM)
 
-    out = topk_decode(q, k, v, bounds, slots, lengths, keep=keep, page=PAGE)
+    out = topk_decode(q, k, v, bounds, in_slots(slots, lengths, k.shape[2]), keep)
 
     for row, (slot, length) in enumerate(zip(slots.tolist(), lengths.tolist(), strict=True)):
         for head in range(HEADS):
@@ -114,8 +120,8 @@ def test_all_pages_kept_is_dense_to_the_last_bit(lengths: list[int]) -> None:
     q = make_queries(2, HEADS, DIM)
     slots, lens = torch.tensor([1, 0]), torch.tensor(lengths)
 
-    gated = topk_decode(q, k, v, bounds, slots, lens, keep=8, page=PAGE)
-    dense = dense_decode(q, k, v, slots, lens)
+    gated = topk_decode(q, k, v, bounds, in_slots(slots, lens, k.shape[2]), 8)
+    dense = dense_decode(q, k, v, in_slots(slots, lens, k.shape[2]))
 
     torch.testing.assert_close(gated, dense, atol=1e-5, rtol=1e-5)
     if max(lengths) % PAGE == 0:  # the same sums over the same keys in the same order
@@ -130,9 +136,9 @@ def test_any_grouping_of_heads_agrees_with_dense(heads: int, groups: int) -> Non
     q = make_queries(1, heads, DIM)
     slots, lengths = torch.tensor([0]), torch.tensor([128])
 
-    gated = topk_decode(q, k, v, page_bounds(k, PAGE), slots, lengths, keep=4, page=PAGE)
+    gated = topk_decode(q, k, v, page_bounds(k, PAGE), in_slots(slots, lengths, k.shape[2]), 4)
 
-    assert torch.equal(gated, dense_decode(q, k, v, slots, lengths))
+    assert torch.equal(gated, dense_decode(q, k, v, in_slots(slots, lengths, k.shape[2])))
 
 
 def test_a_pages_score_bounds_every_dot_product_in_it() -> None:
@@ -157,7 +163,7 @@ def test_first_and_last_pages_are_always_kept() -> None:
     k[:, :, :PAGE] = -50
     k[:, :, 256:] = -50  # page 8, where the row ends, and page 9 past it
 
-    chosen = select_pages(q, page_bounds(k, PAGE), torch.tensor([257]), keep=3, page=PAGE)
+    chosen = select_pages(q, page_bounds(k, PAGE), [257], keep=3, page=PAGE)
 
     assert (chosen[..., 0] == 0).all()
     assert (chosen[..., -1] == 8).all()
@@ -168,12 +174,12 @@ def test_pages_past_the_end_are_never_looked_at() -> None:
     k, v, bounds = make_cache(1, 256)
     slots, lengths = torch.tensor([0]), torch.tensor([150])
     q = make_queries(1, HEADS, DIM)
-    clean = topk_decode(q, k, v, bounds, slots, lengths, keep=4, page=PAGE)
+    clean = topk_decode(q, k, v, bounds, in_slots(slots, lengths, k.shape[2]), 4)
 
     k[:, :, 150:], v[:, :, 150:] = 1e4, 1e4
     bounds[:, :, 5:] = torch.nan
 
-    dirty = topk_decode(q, k, v, bounds, slots, lengths, keep=4, page=PAGE)
+    dirty = topk_decode(q, k, v, bounds, in_slots(slots, lengths, k.shape[2]), 4)
     assert torch.equal(dirty, clean)
 
 
@@ -188,8 +194,8 @@ def test_a_planted_key_is_always_found(needle: int) -> None:
     slots, lengths = torch.tensor([0]), torch.tensor([2048])
 
     bounds = page_bounds(k, PAGE)
-    chosen = select_pages(q, bounds, lengths, keep=4, page=PAGE)
-    out = topk_decode(q, k, v, bounds, slots, lengths, keep=4, page=PAGE)
+    chosen = select_pages(q, bounds, [2048], keep=4, page=PAGE)
+    out = topk_decode(q, k, v, bounds, in_slots(slots, lengths, k.shape[2]), 4)
 
     assert (chosen == needle // PAGE).any(-1).all()
     torch.testing.assert_close(out[0, :: HEADS // GROUPS], torch.full((GROUPS, DIM), 7.0), atol=1e-2, rtol=0)
@@ -202,9 +208,9 @@ def test_bounds_kept_token_by_token_equal_those_made_at_once() -> None:
     slots = torch.tensor([1, 0])
     for step in range(80):
         positions = torch.tensor([step, step + 16]) if step >= 16 else torch.tensor([step, step])
-        update_bounds(bounds, k[slots, :, positions], slots, positions, PAGE)
+        update_bounds(bounds, k[slots, :, positions], in_slots(slots, positions + 1, 96))
     for step in range(16, 32):  # the row that jumped ahead left a hole in its first page
-        update_bounds(bounds, k[:1, :, step], torch.tensor([0]), torch.tensor([step]), PAGE)
+        update_bounds(bounds, k[:1, :, step], in_slots(torch.tensor([0]), torch.tensor([step + 1]), 96))
 
     assert torch.equal(bounds[0], page_bounds(k[0], PAGE))
     assert torch.equal(bounds[1], page_bounds(k[1, :, :80], PAGE))
@@ -227,14 +233,14 @@ def test_a_rows_path_does_not_depend_on_its_company() -> None:
     q = make_queries(3, HEADS, DIM)
     gate = Gate(keep=3, page=PAGE, dense_below=256)
 
-    together = gated_decode(q, k, v, bounds, slots, lengths, **gate)
+    together = gated_decode(q, k, v, bounds, in_slots(slots, lengths, k.shape[2]), **gate)
 
     for row in range(3):
         one = slice(row, row + 1)
-        alone = gated_decode(q[one], k, v, bounds, slots[one], lengths[one], **gate)
+        alone = gated_decode(q[one], k, v, bounds, in_slots(slots[one], lengths[one], 512), **gate)
         torch.testing.assert_close(together[one], alone, atol=1e-6, rtol=1e-6)
-    sparse = topk_decode(q[:1], k, v, bounds, slots[:1], lengths[:1], keep=3, page=PAGE)
-    dense = dense_decode(q[1:2], k, v, slots[1:2], lengths[1:2])
+    sparse = topk_decode(q[:1], k, v, bounds, in_slots(slots[:1], lengths[:1], 512), 3)
+    dense = dense_decode(q[1:2], k, v, in_slots(slots[1:2], lengths[1:2], 512))
     torch.testing.assert_close(together[:1], sparse, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(together[1:2], dense, atol=1e-6, rtol=1e-6)
 
@@ -243,10 +249,14 @@ def test_the_gate_leaves_short_contexts_dense() -> None:
     """Below ``dense_below``, and where all pages would be kept anyway, the result is dense bit for bit."""
     k, v, bounds = make_cache(1, 256)
     q, slots, lengths = make_queries(1, HEADS, DIM), torch.tensor([0]), torch.tensor([250])
-    dense = dense_decode(q, k, v, slots, lengths)
+    dense = dense_decode(q, k, v, in_slots(slots, lengths, k.shape[2]))
 
-    below = gated_decode(q, k, v, bounds, slots, lengths, keep=2, page=PAGE, dense_below=251)
-    kept = gated_decode(q, k, v, bounds, slots, lengths, keep=8, page=PAGE, dense_below=0)
+    below = gated_decode(
+        q, k, v, bounds, in_slots(slots, lengths, k.shape[2]), keep=2, page=PAGE, dense_below=251
+    )
+    kept = gated_decode(
+        q, k, v, bounds, in_slots(slots, lengths, k.shape[2]), keep=8, page=PAGE, dense_below=0
+    )
 
     assert torch.equal(below, dense)
     assert torch.equal(kept, dense)
@@ -325,7 +335,7 @@ def test_gated_prefill_is_dense_for_the_queries_with_a_short_past() -> None:
     out = gated_prefill(q, k[0], v[0], bounds[0], limits, keep=2, page=PAGE, dense_below=150)
 
     dense = dense_prefill(q, k[0], v[0], limits)
-    sparse = topk_prefill(q[:, 29:], k[0], v[0], bounds[0], limits[29:], keep=2, page=PAGE)
+    sparse = topk_prefill(q[:, 29:], k[0], v[0], bounds[0], limits[29:], keep=2, page=PAGE, first_block=3)
     torch.testing.assert_close(out[:, :29], dense[:, :29], atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(out[:, 29:], sparse, atol=1e-6, rtol=1e-6)
     assert not torch.allclose(out[:, 29:], dense[:, 29:], atol=1e-3)
@@ -342,10 +352,8 @@ def test_last_query_of_prefill_and_decode_choose_alike() -> None:
         k,
         v,
         bounds,
-        torch.tensor([0]),
-        torch.tensor([320]),
-        keep=4,
-        page=PAGE,
+        in_slots(torch.tensor([0]), torch.tensor([320]), 320),
+        4,
     )
 
     torch.testing.assert_close(prefilled[:, 0], decoded[0], atol=1e-6, rtol=1e-6)
@@ -361,14 +369,12 @@ def test_bfloat16_caches_work_within_their_precision() -> None:
         k.bfloat16(),
         v.bfloat16(),
         bounds.bfloat16(),
-        slots,
-        lengths,
-        keep=8,
-        page=PAGE,
+        in_slots(slots, lengths, 256),
+        8,
     )
 
     assert half.dtype == torch.bfloat16
-    full = topk_decode(q, k, v, bounds, slots, lengths, keep=8, page=PAGE)
+    full = topk_decode(q, k, v, bounds, in_slots(slots, lengths, k.shape[2]), 8)
     torch.testing.assert_close(half.float(), full, atol=3e-2, rtol=3e-2)
 
 
@@ -378,6 +384,50 @@ def test_impossible_settings_are_refused_by_name() -> None:
     q, slots, lengths = make_queries(1, HEADS, DIM), torch.tensor([0]), torch.tensor([100])
 
     with pytest.raises(ConfigError, match="at least 2 pages"):
-        select_pages(q, bounds, lengths, keep=1, page=PAGE)
+        select_pages(q, bounds, [100], keep=1, page=PAGE)
     with pytest.raises(ConfigError, match="100 tokens is not whole pages of 32"):
-        topk_decode(q, k, v, bounds, slots, lengths, keep=2, page=PAGE)
+        topk_decode(q, k, v, bounds, in_slots(slots, lengths, k.shape[2]), 2)
+
+
+@pytest.mark.parametrize("keep", [3, 100])
+def test_scattered_and_shared_pages_read_as_neighbouring_ones(keep: int) -> None:
+    """Wherever the pages of a row lie, and whoever shares them, its result is the same to the last bit."""
+    k, v, _ = make_cache(1, 256)
+    whole, lengths = in_slots(torch.tensor([0]), torch.tensor([250]), 256), [250, 250, 70]
+    tables = [
+        PageTable(8, pages) for pages in ([9, 3, 4, 20, 1, 16, 17, 23], [9, 3, 4, 0, 5, 6, 7, 8], [9, 3, 4])
+    ]
+    spread = [torch.full((3, GROUPS, 256, DIM), torch.nan) for _ in range(2)]
+    for table in tables:
+        for held, source in zip(spread, (k, v), strict=True):
+            table.write(held, PAGE, 0, source[0, :, : len(table) * PAGE])
+    q, rows = make_queries(3, HEADS, DIM), Rows(tables, lengths, PAGE)
+    gate = Gate(keep=keep, page=PAGE, dense_below=0)
+
+    out = gated_decode(q, *spread, page_bounds(spread[0], PAGE), rows, **gate)
+
+    for row in range(2):
+        alone = gated_decode(q[row : row + 1], k, v, page_bounds(k, PAGE), whole, **gate)
+        torch.testing.assert_close(out[row : row + 1], alone, atol=1e-6, rtol=1e-6)
+    for row, table in enumerate(tables):
+        one = Rows([table], lengths[row : row + 1], PAGE)
+        alone = gated_decode(q[row : row + 1], *spread, page_bounds(spread[0], PAGE), one, **gate)
+        torch.testing.assert_close(out[row : row + 1], alone, atol=1e-6, rtol=1e-6)
+
+
+def test_pieces_of_whole_pages_choose_and_sum_as_one_piece_does() -> None:
+    """Cut at page boundaries, prefill gives the same bits, by the gate and densely, media spans included."""
+    k, v, bounds = make_cache(1, 320)
+    spans = torch.zeros(320, dtype=torch.long)
+    spans[70:150] = 1
+    limits, q = span_limits(spans), make_queries(HEADS, 320, DIM)
+    gate = Gate(keep=3, page=PAGE, dense_below=130)
+
+    whole = gated_prefill(q, k[0], v[0], bounds[0], limits, **gate)
+
+    for cuts in ([0, 64, 160, 320], [0, 32, 64, 192, 224, 320]):
+        pieces: list[Tensor] = []
+        for start, stop in itertools.pairwise(cuts):
+            held = (k[0, :, :stop], v[0, :, :stop], bounds[0, :, : stop // PAGE])
+            pieces.append(gated_prefill(q[:, start:stop], *held, limits[start:stop], **gate))
+        assert torch.equal(torch.cat(pieces, 1), whole)

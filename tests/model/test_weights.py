@@ -54,7 +54,8 @@ def test_a_release_runs_as_the_model_it_was_made_of(release: Path, model: PhoneM
             error = (value - model.state_dict()[name]).flatten(1).abs().amax(1)
             assert bool((error <= 0.51 * scales[name].float()).all()), name
     prompt = loaded.processor.prompt(conversations["all"], enable_thinking=False)
-    hidden = loaded.model.prefill(prompt, loaded.model.new_cache(1, 128), 0)
+    cache = loaded.model.new_cache(1, 128)
+    hidden = loaded.model.prefill(prompt, cache, cache.slot(0))
     assert hidden.isfinite().all()
     assert loaded.health == HEALTH
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())

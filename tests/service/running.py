@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import requests
 from autoglm.hub.worker import Worker
 from autoglm.service.machine import bind
 from autoglm.service.serve import running_parts, write_service_file
-from autoglm.service.server import make_server
+from autoglm.service.server import Server, make_server
 from autoglm.service.settings import Settings, parse_settings
 from autoglm.service.state import ServiceState
 
@@ -28,10 +29,12 @@ class RunningService:
     Attributes:
         url: its address.
         state: the parts behind it.
+        server: what listens.
     """
 
     url: str
     state: ServiceState
+    server: Server
 
     @property
     def token(self) -> str:
@@ -82,11 +85,11 @@ def tiny_settings(store: Path, directory: Path, **sections: Any) -> Settings:
 
 
 @contextmanager
-def running_service(settings: Settings) -> Generator[RunningService]:
-    """Run a whole service until the block ends."""
+def running_service(settings: Settings, clock: Callable[[], float] = time.time) -> Generator[RunningService]:
+    """Run a whole service until the block ends; the clock is the hub's."""
     with ExitStack() as stack:
         listener = stack.enter_context(bind(settings.host, settings.port))
-        state = stack.enter_context(running_parts(settings))
+        state = stack.enter_context(running_parts(settings, clock=clock))
         listening = threading.Event()
         server = make_server(state, listening.set)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -97,7 +100,7 @@ def running_service(settings: Settings) -> Generator[RunningService]:
             scheme = "http" if settings.tls.cert is None else "https"
             url = f"{scheme}://127.0.0.1:{port}"
             write_service_file(settings, url)  # so that the command line finds it
-            yield RunningService(url, state)
+            yield RunningService(url, state, server)
         finally:
             server.should_exit = True
             thread.join(TIMEOUT_S)

@@ -42,6 +42,8 @@ def test_the_live_engine_follows_a_publication(start_service: Any, store: Path) 
     assert service.chat(model="autoglm-phone-9b@v1.2", max_tokens=30).json()["choices"] == old["choices"]
     back = service.admin("POST", "/engine/rollback")
     assert back.json() == {"version": "v1.2"}
+    noted = service.admin("GET", "/audit", params={"what": "engine.rollback"}).json()["entries"]
+    assert [entry["details"] for entry in noted] == [{"before": "v1.3"}]
     assert service.chat(max_tokens=30).json()["choices"] == old["choices"]
 
 
@@ -119,8 +121,9 @@ def test_a_wrong_rollout_is_refused(service: Any, body: object) -> None:
 
 
 def test_a_rollback_without_a_previous_release_is_a_404(service: Any) -> None:
-    """There is nothing to go back to on a service that was never updated."""
+    """There is nothing to go back to on a service that was never updated, and nothing to write down."""
     assert service.admin("POST", "/engine/rollback").status_code == 404
+    assert service.admin("GET", "/audit", params={"what": "engine.rollback"}).json()["entries"] == []
 
 
 def test_devices_are_listed_as_last_seen(start_service: Any) -> None:

@@ -52,6 +52,14 @@ def small_png(size: tuple[int, int] = (8, 8)) -> bytes:
     return file.getvalue()
 
 
+def tool(name: str, parameters: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters or {}}}
+
+
+def json_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}}
+
+
 WRONG_FIELDS = [
     ({"messages": []}, "messages"),
     ({"messages": "hi"}, "messages"),
@@ -82,7 +90,25 @@ WRONG_FIELDS = [
     ({"enable_thinking": 1}, "enable_thinking"),
     ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
     ({"tools": [{"type": "function"}]}, "tools"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"tools": [tool("a"), tool("a")]}, "tools"),
+    ({"tools": [tool("a b")]}, "tools[0].function.name"),
+    ({"tools": [tool("a", {"type": "array"})]}, "tools[0].function.parameters"),
+    ({"tools": [tool("a", {"properties": {"x": {"type": "nonsense"}}})]}, "tools"),
+    ({"tools": [tool("a")] * 65}, "tools"),
+    ({"tools": [tool("a")], "tool_choice": {"type": "function", "function": {"name": "b"}}}, "tool_choice"),
+    ({"tools": [tool("a")], "tool_choice": "maybe"}, "tool_choice"),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"functions": [{"name": "a"}]}, "functions"),
+    ({"response_format": {"type": "xml"}}, "response_format.type"),
+    ({"response_format": {"type": "json_schema"}}, "response_format"),
+    (json_schema({"type": "nonsense"}), "response_format"),
+    (json_schema({"$ref": "#/nowhere"}), "response_format"),
+    (json_schema({"not": {"type": "null"}}), "response_format"),
+    (json_schema({"pattern": "(" * 50, "type": "string"}), "response_format"),
+    (json_schema({"enum": ["x" * 300_000]}), "response_format"),
+    ({"min_p": 2}, "min_p"),
+    ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"messages": [{"role": "tool", "content": None}]}, "messages[0].content"),
     ({"modalities": ["audio"]}, "modalities"),
     (image("https://127.0.0.1/secret.png"), "messages[0].content[0]"),
     (image("file:///etc/passwd"), "messages[0].content[0]"),

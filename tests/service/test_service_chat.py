@@ -50,6 +50,22 @@ def test_an_answer_has_the_shape_of_openais_api(service: Any) -> None:
     assert body["usage"]["total_tokens"] == body["usage"]["prompt_tokens"] + 8
 
 
+@pytest.mark.parametrize("empty", [{"content": None}, {}, {"content": ""}])
+def test_an_answer_without_content_is_an_empty_one(service: Any, empty: dict[str, Any]) -> None:
+    """As with OpenAI, a message of the assistant may be null or have no content; others may not."""
+    question = {"role": "user", "content": "hi"}
+    answers = [
+        service.chat(messages=[question, {"role": "assistant", **each}, question]).json()
+        for each in (empty, {"content": ""})
+    ]
+    assert answers[0]["usage"] == answers[1]["usage"]
+    assert answers[0]["choices"] == answers[1]["choices"]
+    if empty != {"content": ""}:
+        refused = service.chat(messages=[{"role": "user", **empty}])
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == "messages[0].content"
+
+
 def test_a_stream_says_the_same_as_a_whole_answer(service: Any) -> None:
     """The deltas joined are the content; role first, finish reason, usage chunk and [DONE] last."""
     whole = service.chat(max_tokens=40).json()["choices"][0]["message"]["content"]

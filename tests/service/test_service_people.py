@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,20 @@ from autoglm.device import HttpTransport, Updater, enrol
 from autoglm.errors import ConflictError, PermissionDeniedError
 from autoglm.hub import Claims
 from autoglm.service.access import ENROLMENTS_PER_MINUTE
+from service.running import RunningService, running_service, tiny_settings
 
 REGISTER = "/v1/model/register"
+
+
+@pytest.fixture(scope="module")
+def postgres_service(
+    postgres: Any, store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Generator[RunningService]:
+    """A hub without a model, with its tables in PostgreSQL."""
+    where = {"database_url": postgres.new_database()}
+    settings = tiny_settings(store, tmp_path_factory.mktemp("postgres-hub"), role="hub", hub=where)
+    with running_service(settings) as running:
+        yield running
 
 
 def invite(service: Any, **wanted: Any) -> str:
@@ -117,6 +130,7 @@ def test_a_registration_that_does_not_fit_is_refused(
 def test_guessing_codes_is_slow(start_service: Any) -> None:
     """An address has so many attempts a minute; an administrator's registrations are not counted."""
     service = start_service()
+    service.admin("GET", "/devices")  # so that the administrator's token is known to be right
     guess = {"device_id": "d", "code": "enrol-0000"}
     statuses = [service.post(REGISTER, guess).status_code for _ in range(ENROLMENTS_PER_MINUTE + 2)]
     assert statuses == [403] * ENROLMENTS_PER_MINUTE + [429] * 2
@@ -192,8 +206,10 @@ def test_tokens_are_made_listed_and_revoked(start_service: Any) -> None:
         {"name": "x", "role": "viewer", "expires_in_s": 0},
         {"name": "x", "role": "viewer", "expires_in_s": True},
         {"name": "x", "role": "viewer", "extra": 1},
-        {"name": "x", "role": "device", "groups": ["a/b"]},
-        {"name": "x", "role": "device", "groups": ["a"] * 33},
+        {"name": "x", "role": "device"},
+        {"name": "local", "role": "viewer"},
+        {"name": "x", "role": "device", "device_id": "d1", "groups": ["a/b"]},
+        {"name": "x", "role": "device", "device_id": "d1", "groups": ["a"] * 33},
     ],
 )
 def test_a_token_that_breaks_a_rule_is_not_made(service: Any, body: dict[str, Any]) -> None:
@@ -243,6 +259,7 @@ def test_the_acting_person_is_in_the_log(start_service: Any, store: Path) -> Non
         "rollout",
         "rollout",
         "engine",
+        "rollout",  # aborted with the release that is called back
         "release",
         "invite",
         "invite",
@@ -254,3 +271,34 @@ def test_the_acting_person_is_in_the_log(start_service: Any, store: Path) -> Non
     anchor = f"{verdict['entries']}:{verdict['hash']}"
     assert service.admin("GET", "/audit/verify", params={"anchor": anchor}).json()["whole"] is True
     assert service.admin("GET", "/audit/verify", params={"anchor": "nonsense"}).status_code == 400
+
+
+_NUL = "a%00b"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("GET", f"/devices?version={_NUL}", None, 400),
+        ("GET", f"/devices?group={_NUL}", None, 400),
+        ("GET", f"/devices?after=1:{_NUL}", None, 400),
+        ("GET", f"/devices/{_NUL}", None, 400),
+        ("DELETE", f"/devices/{_NUL}", None, 400),
+        ("GET", f"/devices/{_NUL}/explain", None, 400),
+        ("GET", f"/audit?who={_NUL}", None, 400),
+        ("DELETE", f"/tokens/{_NUL}", None, 400),
+        ("POST", f"/releases/{_NUL}/revoke", None, 400),
+        ("GET", f"/history?version={_NUL}", None, 400),
+        ("POST", "/rollouts", {"version": "a\0b", "percent": 5}, 400),
+        ("DELETE", "/tokens/t9999999999", None, 404),
+        ("DELETE", "/invites/i9999999999", None, 404),
+        ("GET", "/tokens?after=2147483648", None, 400),
+    ],
+)
+def test_a_value_that_no_table_holds_is_the_callers_fault(
+    postgres_service: Any, method: str, path: str, body: object, status: int
+) -> None:
+    """NUL bytes and numbers that PostgreSQL cannot hold are refused, never an error of the server."""
+    answer = postgres_service.admin(method, path, json=body)
+    assert answer.status_code == status, answer.text
+    assert "SELECT" not in answer.text

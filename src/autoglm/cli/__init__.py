@@ -34,8 +34,11 @@ _EXTRAS = {
     "pydantic": "cli",
     "yaml": "service",
     "matplotlib": "train",
+    "psycopg": "scale",
+    "procrastinate": "scale",
+    "obstore": "scale",
 }
-_COMMANDS = ("serve", "publish", "diff", "patch", "inspect", "chat", "doctor")
+_COMMANDS = ("serve", "worker", "publish", "diff", "patch", "inspect", "chat", "doctor")
 _GROUPS = ("release", "rollout", "fleet", "device", "token", "audit", "keys", "model")
 
 

@@ -12,12 +12,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from autoglm.cli import device_control
 from autoglm.cli.device_identity import DeviceIdOption, EnrolOption, Identity, TokenFileOption, TokenOption
+from autoglm.cli.device_rules import (
+    BatteryOption,
+    ChargingOption,
+    FreeOption,
+    HoursOption,
+    MeteredOption,
+    SwapOption,
+    UnknownOption,
+    WifiOption,
+    rules,
+)
+from autoglm.cli.device_show import explain, show
 from autoglm.errors import AutoGLMError, ConfigError
 
 if TYPE_CHECKING:
     from autoglm.cli.places import ServiceAddress
-    from autoglm.device import Status, Updater, UpdateResult
+    from autoglm.device import Updater
     from autoglm.service.settings import Settings
 
 app = typer.Typer(help="A device that follows a hub: check, update, roll back, or run.", no_args_is_help=True)
@@ -72,6 +85,14 @@ def run(
     trust_first_use: FirstUseOption = False,
     allow_http: AllowHTTPOption = False,
     ca_file: CAOption = None,
+    wifi_only: WifiOption = False,
+    charging_only: ChargingOption = False,
+    min_battery: BatteryOption = None,
+    keep_free: FreeOption = None,
+    quiet_hours: HoursOption = None,
+    metered_per_day: MeteredOption = None,
+    when_unknown: UnknownOption = None,
+    swap_mode: SwapOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Log one JSON object a line.")] = False,
 ) -> None:
     """Follow a hub until stopped: check, download, verify, apply, swap, confirm or roll back.
@@ -80,11 +101,13 @@ def run(
 
       autoglm device run --hub https://hub.example.com --data /var/lib/autoglm
 
-      autoglm device run --listen 127.0.0.1:8100 --every 10s
+      autoglm device run --listen 127.0.0.1:8100 --every 10s --wifi-only --quiet-hours 07:00-23:00
     """
     _log_to_stdout(as_json)
     settings = _settings(config, needed=listen is not None or hub is None or data is None)
-    given = {"every": every, "trial_answers": trial_answers, "trial_minutes": trial_minutes}
+    power = (wifi_only, charging_only, min_battery)
+    given = rules(*power, keep_free, quiet_hours, metered_per_day, when_unknown, swap_mode)
+    given |= {"every": every, "trial_answers": trial_answers, "trial_minutes": trial_minutes}
     trust = _Trust(root, trust_first_use)
     identity = Identity(token, token_file, device_id, enrol)
     opened = _opener(settings, hub, data, model, identity, trust, allow_http, ca_file, given)
@@ -185,7 +208,7 @@ def update(
     if as_json:
         _print(result.to_json())
     elif result.kind != "failed":
-        _explain(result)
+        explain(result)
     if result.kind == "failed":
         raise AutoGLMError(f"not updated ({result.code}): {result.message}; what was installed is untouched")
 
@@ -204,7 +227,7 @@ def status(data: DataOption = None, as_json: JSONOption = False) -> None:
     if not root.is_dir():
         raise ConfigError(f"there is no device in {root}; make one with: autoglm device run --data {root}")
     found = read_status(root)
-    _print(found.to_json()) if as_json else _show(found)
+    _print(found.to_json()) if as_json else show(found)
 
 
 @app.command()
@@ -227,6 +250,9 @@ def rollback(
     with Updater(root, boot=False) as updater:
         result = updater.rollback(reason=reason)
     _print(result.to_json()) if as_json else print(f"back from {result.from_version} to {result.to_version}")
+
+
+device_control.register(app, lambda data: _directory(None, data))
 
 
 # What the verbs share.
@@ -339,7 +365,7 @@ def _follow(opened: Callable[[], Updater]) -> None:
     import signal
     import threading
 
-    from autoglm.device import Agent, FileRuntime
+    from autoglm.device import Agent, FileRuntime, LinuxEnvironment
 
     stopped = threading.Event()
 
@@ -349,45 +375,12 @@ def _follow(opened: Callable[[], Updater]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     with opened() as updater:
-        agent = Agent(updater, FileRuntime())
+        environment = LinuxEnvironment(updater.root)
+        agent = Agent(updater, FileRuntime(), environment=environment, control_seconds=2.0)
         logging.getLogger(__name__).info("Device %s follows its hub", updater.device_id)
         agent.start()
         stopped.wait()
         agent.stop()
-
-
-def _explain(result: UpdateResult) -> None:
-    from autoglm.cli.output import as_bytes
-
-    if result.kind == "updated":
-        before = result.from_version or "nothing"
-        print(f"installed {result.to_version} over {before}: {as_bytes(result.wire_bytes)} over the network")
-    elif result.kind == "held":
-        print(f"held back: {result.message}")
-    else:
-        print("nothing newer")
-
-
-def _show(found: Status) -> None:
-    from autoglm.cli.output import as_bytes
-
-    trial = "" if found.confirmed or found.current is None else f", on trial, {found.tries_left} starts left"
-    error = found.last_error
-    rows: list[tuple[str, object]] = [
-        ("device", found.device_id),
-        ("model", found.model),
-        ("release", f"{found.current}{trial}" if found.current else "none yet"),
-        ("directory", found.current_directory),
-        ("previous", found.previous),
-        ("state", found.state if found.target is None else f"{found.state}, to {found.target}"),
-        ("failed here", ", ".join(found.quarantined) or None),
-        ("called back", ", ".join(found.revoked) or None),
-        ("last error", f"{error['at']} {error['code']}: {error['message']}" if error else None),
-        ("reports waiting", found.queued_events),
-        ("network traffic", as_bytes(found.wire_bytes_total)),
-    ]
-    for name, value in rows:
-        print(f"{name:16} {'-' if value is None else value}")
 
 
 def _print(value: dict[str, Any]) -> None:

@@ -80,6 +80,7 @@ def examine(config: Path | None, data: Path | None) -> list[Finding]:
     directory, finding = _configuration(config, data)
     findings.append(finding)
     findings += [_disk(directory), _writable(directory), _token(directory), _keys(directory)]
+    findings.append(_restored(directory))
     return [*findings, _service(directory), _font(), _espeak()]
 
 
@@ -195,6 +196,26 @@ def _keys(directory: Path) -> Finding:
     if any(path.parent.name == "keys" for path in found):
         return Finding("signing keys", "note", f"all are in {folder}: fine for one machine (autoglm keys)")
     return Finding("signing keys", "ok", f"{folder} holds those of the hub only")
+
+
+def _restored(directory: Path) -> Finding:
+    """Compare the signed metadata with what the service's own engine has seen of it."""
+    from autoglm.trust.floor import read_floor
+    from autoglm.trust.roles import TIMESTAMP
+    from autoglm.trust.shelf import Picture, Shelf
+
+    shelf, floor = Shelf(directory / "trust" / "metadata"), directory / "device" / "floor.json"
+    try:
+        if shelf.mark() is None or not floor.is_file():
+            return Finding("signed metadata", "note", "none here yet, or it is in the hub's database")
+        signed = Picture.published(shelf).versions[TIMESTAMP]
+    except AutoGLMError as error:
+        return Finding("signed metadata", "fail", str(error))
+    seen = read_floor(floor).marks.get(TIMESTAMP)
+    if seen is not None and seen.version > signed:
+        text = f"version {signed}, devices have seen {seen.version}: an old backup; run: autoglm keys raise"
+        return Finding("signed metadata", "fail", text)
+    return Finding("signed metadata", "ok", f"version {signed}, not older than what was seen")
 
 
 def _service(directory: Path) -> Finding:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from autoglm.cli import fleet_devices, fleet_explain
+from autoglm.cli import fleet_devices, fleet_explain, fleet_simulate
 
-app = typer.Typer(help="The devices of a hub: list, register, invite, move, explain.", no_args_is_help=True)
+app = typer.Typer(
+    help="The devices of a hub: list, register, invite, move, explain, simulate.", no_args_is_help=True
+)
 fleet_devices.register(app)
 fleet_explain.register(app)
+fleet_simulate.register(app)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from autoglm.cli.raising import command as raise_command
 from autoglm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from autoglm.trust.authority import Authority, Documents
 
 app = typer.Typer(help="The keys that say what devices may install.", no_args_is_help=True)
+app.command("raise")(raise_command)
 
 DirectoryArgument = Annotated[
     Path | None,

@@ -63,10 +63,14 @@ def _names(version: str | None, client: ServiceClient) -> dict[str, Any]:
     """Return the names of a new release of the hub's model: the next counter, all else as it is now."""
     if version is None:
         raise ConfigError("this needs --version, such as --version v1.4")
-    info, listing = client.get("/v1/model/info"), client.get("/v1/admin/releases")
-    counter = max((release["counter"] for release in listing["releases"]), default=0)
-    same = {key: info[key] for key in ("model", "variant", "name")}
-    return same | {"version": version, "counter": counter + 1, "channel": info["channel"]}
+    listing = client.get("/v1/admin/releases")
+    newest = max(listing["releases"], key=lambda release: release["counter"], default=None)
+    if newest is None or "name" not in newest:  # no release yet, or an older hub: its engine knows
+        same, counter = client.get("/v1/model/info"), 0 if newest is None else newest["counter"]
+    else:  # a hub without an engine can tell as well
+        same, counter = listing["hub"] | newest, newest["counter"]
+    names = {key: same[key] for key in ("model", "variant", "name", "channel")}
+    return names | {"version": version, "counter": counter + 1}
 
 
 def _with_manifest(path: Path, names: dict[str, Any], target: Path) -> Path:

@@ -81,7 +81,9 @@ def _explain(client: ServiceClient, publication: dict[str, Any], size: int) -> N
     print(f"{done} {version} (counter {publication['counter']}, {as_bytes(size)} sent)")
     if (rollout := publication["rollout"]) is not None:
         print(f"offered as roll-out {show_rollout(rollout)}; devices get it at their next check")
-    elif rollouts := _rollouts_of(client, publication):
+    elif (rollouts := _rollouts_of(client, publication)) is None:
+        print("whether it is offered is not shown to this token, which lacks rollouts:read")
+    elif rollouts:
         for each in rollouts:
             print(f"it is in roll-out {show_rollout(each)}")
     else:
@@ -92,10 +94,19 @@ def _explain(client: ServiceClient, publication: dict[str, Any], size: int) -> N
         print(f"packages being built in the background: {len(waiting)}; see: autoglm release list")
 
 
-def _rollouts_of(client: ServiceClient, publication: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the roll-outs that a release published before is in; an aborted one is over."""
+def _rollouts_of(client: ServiceClient, publication: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Return the roll-outs that a release published before is in; an aborted one is over.
+
+    Returns:
+        None where the token may not see roll-outs.
+    """
+    from autoglm.errors import PermissionDeniedError
+
     if publication["created"]:
         return []
-    rollouts = client.get("/v1/admin/rollouts")["rollouts"]
+    try:
+        rollouts = client.get("/v1/admin/rollouts")["rollouts"]
+    except PermissionDeniedError:
+        return None
     version = publication["version"]
     return [each for each in rollouts if each["version"] == version and each["state"] != "aborted"]

@@ -123,19 +123,25 @@ def _facts(rollout: dict[str, Any]) -> list[tuple[str, str]]:
 
 def show_preview(found: dict[str, Any]) -> None:
     """Print a dry run."""
-    rate = found["patch_hit_rate"]
-    print(
-        f"{found['version']}: {found['devices']} of {found['known']} devices known, "
-        f"{as_bytes(found['bytes'])} to be sent, "
-        f"{'no' if rate is None else f'{rate:.1%} of'} devices by patch"
-    )
-    print(
-        f"left out: {found['not_for']} by group, region or version; {found['ahead']} have it or a newer one"
-    )
+    rate, ahead = found["patch_hit_rate"], found["ahead"]
+    print(f"{found['version']}: {found['devices']} of {found['known']} devices known")
+    print(f"left out: {found['not_for']} by group, region or version; {ahead} have it or a newer one")
+    if rate is not None:
+        print(f"to be sent: {as_bytes(found['bytes'])}, {rate:.1%} of the devices by patch")
+    if found["waiting"]:
+        print(f"packages are still being built for {found['waiting']} devices: see autoglm release list")
     print_table(
-        ("stage", "adds", "in all", "by patch", "in full", "bytes"),
+        ("stage", "adds", "in all", "by patch", "in full", "waiting", "bytes"),
         [
-            (s["stage"], s["devices"], s["total"], s["patches"], s["full"], as_bytes(s["bytes"]))
+            (
+                s["stage"],
+                s["devices"],
+                s["total"],
+                s["patches"],
+                s["full"],
+                s["waiting"],
+                as_bytes(s["bytes"]),
+            )
             for s in found["stages"]
         ],
         empty="",

@@ -24,7 +24,8 @@ def create(
         str | None, typer.Option("--for", metavar="T", help="How long it is good, such as 90d.")
     ] = None,
     device_id: Annotated[
-        str | None, typer.Option("--device-id", help="The one device that may use it; of the role device.")
+        str | None,
+        typer.Option("--device-id", help="The one device that may use it; needed for the role device."),
     ] = None,
     group: Annotated[
         list[str] | None, typer.Option(help="A group of the device, where it is not registered (repeatable).")

@@ -9,11 +9,13 @@ It needs the standard library, urllib3, zstd and the patch codec's C core, and n
 """
 
 from autoglm.device.agent import Agent
+from autoglm.device.control import Control
 from autoglm.device.enrolment import FileTokenStore, TokenStore, enrol
+from autoglm.device.environment import Environment, LinuxEnvironment, Reading, SettableEnvironment
 from autoglm.device.http import HttpTransport
-from autoglm.device.runtime import FileRuntime, Runtime, SelfTestReport
-from autoglm.device.settings import Conditions, Gate, Progress, UpdateSettings, parse_every
-from autoglm.device.states import State
+from autoglm.device.runtime import ExclusiveRuntime, FileRuntime, Runtime, SelfTestReport
+from autoglm.device.settings import Gate, Progress, UpdateSettings, parse_every
+from autoglm.device.states import Change, State
 from autoglm.device.status import Status, UpdateResult, read_status
 from autoglm.device.transport import Body, LocalTransport, Transport
 from autoglm.device.updater import Updater
@@ -21,15 +23,21 @@ from autoglm.device.updater import Updater
 __all__ = [
     "Agent",
     "Body",
-    "Conditions",
+    "Change",
+    "Control",
+    "Environment",
+    "ExclusiveRuntime",
     "FileRuntime",
     "FileTokenStore",
     "Gate",
     "HttpTransport",
+    "LinuxEnvironment",
     "LocalTransport",
     "Progress",
+    "Reading",
     "Runtime",
     "SelfTestReport",
+    "SettableEnvironment",
     "State",
     "Status",
     "TokenStore",

@@ -2,7 +2,9 @@
 
 What it guarantees: it never raises into the app; it asks at the interval set, spread by chance so that a
 fleet does not ask as one; it asks again when the hub says so, and soon but ever more rarely when the hub
-cannot be reached; it holds back as the settings say.
+cannot be reached; it holds back as the settings say; it obeys a pause and "update now" from this process
+and, through the data directory, from any other. It reckons in uptime: a clock that is wrong by years changes
+nothing about when it asks.
 
     >>> agent = Agent(updater, engine, every="6h")       # doctest: +SKIP
     >>> agent.start()                                    # doctest: +SKIP
@@ -10,23 +12,27 @@ cannot be reached; it holds back as the settings say.
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 import threading
 from datetime import timedelta
 from typing import Any
 
+from autoglm.device.control import Request
+from autoglm.device.environment import Environment
 from autoglm.device.runtime import Runtime
-from autoglm.device.settings import Conditions, parse_every, reason_to_wait
+from autoglm.device.settings import Gate, parse_every
 from autoglm.device.states import E_HELD
 from autoglm.device.status import UpdateResult
+from autoglm.device.surroundings import Surroundings
 from autoglm.device.updater import Updater
 from autoglm.errors import AutoGLMError, ConfigError
-from autoglm.releases import DeviceEnvironment
 
 _log = logging.getLogger(__name__)
 
 _FIRST_RETRY_SECONDS = 30.0
+_SOONEST_RETRY_SECONDS = 1.0
 _TICK_SECONDS = 60.0
 _HELD_SECONDS = 300.0
 
@@ -53,9 +59,9 @@ class Schedule:
             # Never before the hub said, so the spread goes one way only.
             return result.retry_after_s * (1 + self._jitter * self._random.random())
         if failed:
-            return self._spread(
-                min(self._every, _FIRST_RETRY_SECONDS * 2.0 ** min(20, self._num_failures - 1))
-            )
+            # Full jitter: after an outage, the whole span is used, so that a fleet does not come back as one.
+            span = min(self._every, _FIRST_RETRY_SECONDS * 2.0 ** min(20, self._num_failures - 1))
+            return min(span, max(_SOONEST_RETRY_SECONDS, span * self._random.random()))
         if result is not None and result.code == E_HELD:
             return self._spread(min(self._every, _HELD_SECONDS))
         return self._spread(self._every)
@@ -73,11 +79,11 @@ class Agent:
             with ``on_answer(listener)`` is listened to: its answers count towards a trial.
         every: the interval, such as ``30s``, ``10m`` or ``6h``; the updater's setting when None.
         jitter: share by which it varies.
-        conditions: returns the device's state; needed by the rules ``wifi_only``, ``charging_only`` and
-            ``min_battery``.
+        environment: tells what surrounds the device; needed by the rules on network, power and storage.
+        control_seconds: longest time until a request of another process is seen.
 
     Raises:
-        ConfigError: the interval is none, or a rule needs ``conditions`` and there are none.
+        ConfigError: the interval is none, or a rule needs ``environment`` and there is none.
     """
 
     def __init__(
@@ -87,20 +93,22 @@ class Agent:
         every: str | float | None = None,
         *,
         jitter: float = 0.1,
-        conditions: Conditions | None = None,
+        environment: Environment | None = None,
+        control_seconds: float = _TICK_SECONDS,
         random_source: random.Random | None = None,
     ) -> None:
-        if conditions is None and updater.settings.needs_conditions:
-            raise ConfigError("wifi_only, charging_only and min_battery need conditions=")
-        self._updater, self._runtime, self._conditions = updater, runtime, conditions
+        if environment is None and updater.settings.needs_environment:
+            raise ConfigError("a rule on network, power or storage needs environment=")
+        self._updater, self._runtime = updater, runtime
+        self._surroundings = Surroundings(updater, environment)
+        self._tick = min(_TICK_SECONDS, control_seconds)
         seconds = parse_every(updater.settings.every if every is None else every)
         self._schedule = Schedule(seconds, jitter, random_source or random.Random())
         self._wake, self._stopping = threading.Event(), threading.Event()
-        self._paused = False
-        self._forced = False
         self._due = updater.clock.monotonic()
         self._thread: threading.Thread | None = None
         self.last_result: UpdateResult | None = None
+        self._asked_for_damage = False
         self._hears = self._listen(runtime)
         if runtime is not None:
             updater.attach(runtime)
@@ -126,18 +134,33 @@ class Agent:
             self._thread.join(timeout)
             self._thread = None
 
-    def update_now(self) -> None:
-        """Check now, whatever the schedule, the conditions and a pause say."""
-        self._forced = True
+    def update_now(self, *, force: bool = False) -> None:
+        """Check now, whatever the schedule and a pause say; the request outlives this process.
+
+        Args:
+            force: also pass over the rules on network, power, storage and hours.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        self._updater.control.ask(force=force)
         self._wake.set()
 
     def pause(self) -> None:
-        """Update nothing until :meth:`resume`; what is under way stops at its next step."""
-        self._paused = True
+        """Update nothing until :meth:`resume`, also after a restart; what is under way stops soon.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        self._updater.control.pause()
 
     def resume(self) -> None:
-        """End a pause."""
-        self._paused = False
+        """End a pause.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        self._updater.control.resume()
         self._wake.set()
 
     @property
@@ -180,22 +203,32 @@ class Agent:
 
         The thread calls this; an app that has its own scheduler may call it instead of :meth:`start`.
         """
+        control = self._updater.control
+        request = None
         try:
             self._updater.tick()
+            request = control.take()
         except AutoGLMError as error:
             _log.warning("update agent: %s", error)
-        forced, self._forced = self._forced, False
-        if forced or (not self._paused and self._updater.clock.monotonic() >= self._due):
-            self._update(forced)
+        if request is not None or (not control.is_paused and self._is_due()):
+            self._update(request)
         return self._seconds_to_next()
 
-    def _update(self, forced: bool) -> None:
+    def _is_due(self) -> bool:
+        # A damaged release is fetched again at once, and if that does not succeed, by the schedule.
+        is_new_damage = self._updater.is_damaged and not self._asked_for_damage
+        return is_new_damage or self._updater.clock.monotonic() >= self._due
+
+    def _update(self, request: Request | None) -> None:
         result: UpdateResult | None = None
+        gate = functools.partial(self._reason_to_stop, request)
         try:
-            result = self._held() if not forced else None
+            result = self._held(gate)
             if result is None:
-                gate = self._stopped if forced else self._reason_to_stop
-                result = self._updater.update(self._runtime, environment=self._environment(), gate=gate)
+                self._asked_for_damage = self._updater.is_damaged
+                environment = self._surroundings.read().to_wire()
+                result = self._updater.update(self._runtime, environment=environment, gate=gate)
+                self._surroundings.count(keep=True)
         except Exception:  # noqa: BLE001 - whatever it was, the app must not suffer for it
             _log.exception("update agent: the update broke")
         self.last_result = result
@@ -206,23 +239,21 @@ class Agent:
 
     def _seconds_to_next(self) -> float:
         seconds = max(0.0, self._due - self._updater.clock.monotonic())
-        if self._paused:
+        if self._updater.control.is_paused:
             seconds = _TICK_SECONDS
         trial = self._updater.seconds_to_verdict
-        return min(seconds, _TICK_SECONDS, trial or _TICK_SECONDS)
+        return min(seconds, self._tick, trial or self._tick)
 
-    def _held(self) -> UpdateResult | None:
-        reason = self._reason_to_stop()
+    def _held(self, gate: Gate) -> UpdateResult | None:
+        reason = gate()
         return None if reason is None else UpdateResult("held", code=E_HELD, message=reason)
 
-    def _stopped(self) -> str | None:
-        return "the app is closing" if self._stopping.is_set() else None
-
-    def _reason_to_stop(self) -> str | None:
-        if self._stopping.is_set() or self._paused:
-            return "paused" if self._paused else "the app is closing"
-        environment = self._environment() or DeviceEnvironment()
-        return reason_to_wait(self._updater.settings, environment, self._updater.clock.now())
-
-    def _environment(self) -> DeviceEnvironment | None:
-        return None if self._conditions is None else self._conditions()
+    def _reason_to_stop(self, request: Request | None) -> str | None:
+        """Return why to stop now; a person's request passes over a pause, and a forced one over the rules."""
+        if self._stopping.is_set():
+            return "the app is closing"
+        if request is None and self._updater.control.is_paused:
+            return "paused"
+        is_forced = request is not None and request.force
+        reason = self._surroundings.reason_to_wait()
+        return None if is_forced else reason

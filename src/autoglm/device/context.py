@@ -76,8 +76,17 @@ class Device:
         """Return the time as RFC 3339."""
         return self.clock.now().isoformat(timespec="seconds")
 
-    def request(self, environment: DeviceEnvironment | None = None) -> UpdateRequest:
-        """Describe what is installed, and the device's state, as the hub is asked."""
+    def is_current(self, manifest_sha256: str) -> bool:
+        """Tell whether this release is the one to load."""
+        current = self.slots.now.current
+        return current is not None and current.manifest_sha256 == manifest_sha256
+
+    def request(self, environment: DeviceEnvironment | None = None, *, as_new: bool = False) -> UpdateRequest:
+        """Describe what is installed, and the device's state, as the hub is asked.
+
+        Args:
+            as_new: ask for a whole release, as a device without one.
+        """
         env = environment or DeviceEnvironment()
         with suppress(OSError):
             env = replace(env, free_bytes=shutil.disk_usage(self.root).free)
@@ -85,8 +94,8 @@ class Device:
         variant = manifest.variant if self.variant is None and manifest is not None else self.variant
         return UpdateRequest(
             device_id=self.device_id,
-            current_version=None if manifest is None else manifest.version,
-            current_sha256=None if manifest is None else manifest.sha256,
+            current_version=None if manifest is None or as_new else manifest.version,
+            current_sha256=None if manifest is None or as_new else manifest.sha256,
             model=self.model,
             variant=variant,
             env=env,

@@ -20,6 +20,7 @@ from autoglm.device.context import Device
 from autoglm.device.install import find_installed
 from autoglm.device.obtain import Obtaining
 from autoglm.device.offer import Offer
+from autoglm.device.room import Mode, load
 from autoglm.device.runtime import Runtime, SelfTestReport
 from autoglm.device.settings import Gate
 from autoglm.device.slots import Slot
@@ -84,6 +85,7 @@ class Cycle:
     def __init__(self, device: Device, transport: Transport, runtime: Runtime | None, gate: Gate) -> None:
         self._device, self._transport, self._runtime, self._gate = device, transport, runtime, gate
         self._machine = device.machine
+        self._mode: Mode = "side_by_side"
         self._obtaining = Obtaining(device, transport, self._go_on)
 
     def run(self, offer: Offer) -> Arrival:
@@ -99,6 +101,20 @@ class Cycle:
             self._machine.move(State.APPLYING)
         self._obey_the_hub()
         return Arrival(manifest, self._try_out(slot, manifest))
+
+    def mend(self, offer: Offer) -> None:
+        """Fetch the installed release again, in full, and put its files in the place of the present ones.
+
+        Raises:
+            GiveUpError, HeldError, NetworkError, HubError, StorageError: as :meth:`run`.
+        """
+        self._begin(offer)
+        if find_installed(self._device, offer) is None:
+            self._obtaining.obtain(offer)
+        if (attempt := self._machine.attempt) is not None:
+            self._device.queue_event(attempt, State.CONFIRMED, "ok", name="mended")
+        self._machine.move(State.IDLE)
+        self._device.slots.collect_garbage()
 
     def _begin(self, offer: Offer) -> None:
         """Store the intent, or take up the attempt at this same release that was interrupted."""
@@ -153,53 +169,81 @@ class Cycle:
             self._go_on()
             self._commit(slot, device.settings.tries, report)
         except BaseException:
-            runtime.discard(staged)
+            _discard(runtime, staged)
             raise
         return self._swap(runtime, staged, slot, manifest)
 
     def _stage(self, runtime: Runtime, directory: Path, manifest: Manifest) -> tuple[Any, SelfTestReport]:
-        """Load the release beside the live one and examine it.
+        """Load the release, beside the live one or in its place, and examine it.
 
         Raises:
             GiveUpError: it cannot be loaded or fails its own self-test.
             EngineError: there was no room or no time for it now.
         """
+        active, self._mode = self._device.slots.active, "side_by_side"
+        live = None if self._device.live.slot is None else active
+        self._device.progress("load", 0, 0)
         try:
-            staged = runtime.stage(directory)
+            staged, self._mode = load(runtime, directory, live, self._device.settings.swap_mode)
         except (MemoryError, OutOfMemoryError, OverloadedError) as error:
             raise EngineError(f"{manifest.version} could not be loaded now: {error}") from error
         except Exception as error:  # the app's own code: whatever it raises, the old release goes on
             raise _unfit(manifest, error) from error
+        self._device.progress("self_test", 0, 0)
         try:
             report = runtime.self_test(staged)
         except Exception as error:
-            runtime.discard(staged)
+            _discard(runtime, staged)
             raise _unfit(manifest, error) from error
+        except BaseException:
+            _discard(runtime, staged)
+            raise
         if not report.ok:
-            runtime.discard(staged)
+            _discard(runtime, staged)
             reasons = "; ".join(report.failures) or "no reason given"
             message = f"{manifest.version} failed its self-test: {reasons}"
             raise GiveUpError(message, reason=HealthError.code, quarantine=True)
         return staged, report
 
     def _commit(self, slot: Slot, tries: int, report: SelfTestReport | None) -> None:
-        """The point of no return: from here on the next start loads the new release."""
+        """The point of no return: from here on the next start loads the new release.
+
+        A disk that refuses after the new ``current.json`` is in its place undoes nothing: the next start
+        would load the new release, so it is the one to serve.
+        """
         device = self._device
         device.count_wire_bytes()
-        device.slots.commit(slot, tries=tries)
-        attempt = self._machine.move(State.TRIAL)
-        if attempt is not None:
-            device.queue_event(attempt, State.TRIAL, "progress", name="trial", stats=_stats(report))
+        try:
+            device.slots.commit(slot, tries=tries)
+        except StorageError as error:
+            if device.slots.now.current != slot:
+                raise
+            _log.warning("committed, though the disk complains: %s", error)
+        try:
+            attempt = self._machine.move(State.TRIAL)
+            if attempt is not None:
+                device.queue_event(attempt, State.TRIAL, "progress", name="trial", stats=_stats(report))
+        except StorageError as error:
+            _log.warning("the trial begins, and is written down later: %s", error)  # by settle()
 
     def _swap(self, runtime: Runtime, staged: Any, slot: Slot, manifest: Manifest) -> float:
+        self._device.progress("swap", 0, 0)
         try:
             report = runtime.swap(staged)
         except Exception as error:
+            _discard(runtime, staged)
             raise _unfit(manifest, error) from error
-        self._device.live = replace(
-            self._device.live, slot=slot, can_go_back=self._device.slots.now.previous is not None
-        )
+        has_previous = self._device.slots.now.previous is not None
+        can_go_back = has_previous and self._mode == "side_by_side"
+        self._device.live = replace(self._device.live, slot=slot, can_go_back=can_go_back)
         return float(getattr(report, "pause_s", 0.0))
+
+
+def _discard(runtime: Runtime, staged: Any) -> None:
+    try:
+        runtime.discard(staged)
+    except Exception:  # noqa: BLE001 - the app's own code; why the release is discarded matters more
+        _log.exception("the runtime could not go on with the release before")
 
 
 def _unfit(manifest: Manifest, error: Exception) -> GiveUpError:

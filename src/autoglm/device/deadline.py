@@ -16,9 +16,6 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-
 if TYPE_CHECKING:
     from urllib3 import PoolManager
 
@@ -86,7 +83,7 @@ class _Watched:
 
 
 def keep_to(deadline: Deadline, pool: PoolManager, *, read_seconds: float) -> None:
-    """Let all connections that ``pool`` makes from now on keep to ``deadline``.
+    """Let all connections that ``pool`` makes from now on keep to ``deadline``, whatever else they keep to.
 
     Args:
         deadline: to be begun before each request and each read of a body.
@@ -94,22 +91,22 @@ def keep_to(deadline: Deadline, pool: PoolManager, *, read_seconds: float) -> No
         read_seconds: the longest wait for the next byte.
     """
 
-    class Plain(HTTPConnection):
-        def connect(self) -> None:
-            super().connect()
-            self.sock: Any = _Watched(self.sock, deadline, read_seconds)
-
-    class Secure(HTTPSConnection):
-        def connect(self) -> None:
-            super().connect()
-            self.sock: Any = _Watched(self.sock, deadline, read_seconds)
-
-    class PlainPool(HTTPConnectionPool):
-        ConnectionCls: Any = Plain
-
-    class SecurePool(HTTPSConnectionPool):
-        ConnectionCls: Any = Secure
-
-    pools: dict[str, type[HTTPConnectionPool | HTTPSConnectionPool]] = {}
-    pools |= {"http": PlainPool, "https": SecurePool}
+    pools: dict[str, Any] = {
+        scheme: _watching(made, deadline, read_seconds)
+        for scheme, made in pool.pool_classes_by_scheme.items()
+    }
     pool.pool_classes_by_scheme = pools
+
+
+def _watching(made: Any, deadline: Deadline, seconds: float) -> Any:
+    """Return a class of connection pools like ``made``, whose connections keep to a deadline as well."""
+
+    class Connection(made.ConnectionCls):
+        def connect(self) -> None:
+            super().connect()
+            self.sock: Any = _Watched(self.sock, deadline, seconds)
+
+    class Pool(made):
+        ConnectionCls: Any = Connection
+
+    return Pool

@@ -1,8 +1,9 @@
 """The hub over HTTP, with the suspicion that a network deserves.
 
-What it guarantees: no plain ``http`` except to this machine itself, or where the app said so; every
-answer is bounded in bytes and in time; a range is only believed when its ``Content-Range`` says exactly
-what was asked for; the device token goes to the hub and to nobody else; every byte is counted.
+What it guarantees: no plain ``http`` except to a hub on this machine itself, or where the app said so, and
+never from ``https`` back to it; every answer is bounded in bytes and in time; a range is only believed when
+its ``Content-Range`` says exactly what was asked for; the device token goes to the hub and to nobody else;
+every byte is counted.
 
 It does not judge packages: their bytes are checked by the caller, against the promises of the offer.
 """
@@ -13,24 +14,26 @@ import ipaddress
 import random
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import urllib3
-from urllib3.exceptions import HTTPError, MaxRetryError, NameResolutionError, SSLError
+from urllib3.exceptions import HTTPError, MaxRetryError, NameResolutionError
 from urllib3.exceptions import ProtocolError as LibraryProtocolError
 from urllib3.exceptions import TimeoutError as TimeoutException
 from urllib3.response import BaseHTTPResponse
 
 from autoglm import __version__
+from autoglm.device.certificates import make_pool, mistrust, read_pin
 from autoglm.device.clock import Clock
 from autoglm.device.deadline import Deadline, keep_to
 from autoglm.device.transport import BusyError, LostPlaceError, RefusedError
 from autoglm.errors import (
     AutoGLMError,
+    CertificateError,
     ConfigError,
     ConflictError,
     MessageError,
@@ -68,12 +71,14 @@ class HttpTransport:
         hub_url: its address, such as ``https://hub.example``; a path in it is kept.
         token: the device's bearer token, when the hub asks for one.
         allow_http: accept plain ``http`` to other machines: for closed networks only.
-        ca_file: trust this CA alone (PEM).
+        ca_file: trust this CA alone: a PEM file, or its content as bytes.
+        pins: and only a hub whose certificate holds one of these keys, ``sha256/BASE64`` each; see
+            :mod:`~autoglm.device.certificates`. Other hosts, such as a CDN for packages, need the CA alone.
         connect_seconds, read_seconds: longest wait for a connection, and for the next byte.
         patience_seconds: longest wait for a head, or for the next bytes of use, however it trickles.
 
     Raises:
-        ConfigError: the address is no URL, is plain http to another machine, or the CA cannot be read.
+        ConfigError: the address is no URL or is plain http to another machine; the CA or a pin is none.
     """
 
     def __init__(
@@ -82,7 +87,8 @@ class HttpTransport:
         *,
         token: str | None = None,
         allow_http: bool = False,
-        ca_file: Path | None = None,
+        ca_file: str | Path | bytes | None = None,
+        pins: Sequence[str] = (),
         connect_seconds: float = 10.0,
         read_seconds: float = 30.0,
         patience_seconds: float = 60.0,
@@ -96,16 +102,12 @@ class HttpTransport:
         self._clock = clock or Clock()
         self._random = random_source or random.Random()
         self.wire_bytes = 0
-        if ca_file is not None and not Path(ca_file).is_file():
-            raise ConfigError(f"ca_file: there is no file {ca_file}")
-        self._pool = urllib3.PoolManager(
-            timeout=urllib3.Timeout(connect=connect_seconds, read=read_seconds),
-            cert_reqs="CERT_REQUIRED",
-            ca_certs=None if ca_file is None else str(ca_file),
-            retries=False,
-        )
+        timeout = urllib3.Timeout(connect=connect_seconds, read=read_seconds)
+        self._pool = make_pool(timeout, ca_file, [read_pin(each) for each in pins])
+        self._elsewhere = make_pool(timeout, ca_file) if pins else self._pool
         self._deadline = Deadline(patience_seconds)
-        keep_to(self._deadline, self._pool, read_seconds=read_seconds)
+        for pool in {self._pool, self._elsewhere}:
+            keep_to(self._deadline, pool, read_seconds=read_seconds)
 
     # -- the four calls -----------------------------------------------------------------------------
 
@@ -164,6 +166,7 @@ class HttpTransport:
     def close(self) -> None:
         """Close all connections."""
         self._pool.clear()
+        self._elsewhere.clear()
 
     # -- one exchange -------------------------------------------------------------------------------
 
@@ -172,7 +175,7 @@ class HttpTransport:
         for attempt in range(_TRIES):
             try:
                 return exchange()
-            except ProtocolError:
+            except (ProtocolError, CertificateError):
                 raise
             except NetworkError as error:
                 if attempt == _TRIES - 1 or (isinstance(error, BusyError) and error.retry_after_s):
@@ -187,8 +190,10 @@ class HttpTransport:
             response = self._send("GET", target, headers, None)
             if response.status not in (301, 302, 303, 307, 308) or "Location" not in response.headers:
                 return target, response
-            target = urljoin(target, response.headers["Location"])
             response.close()
+            before, target = target, urljoin(target, response.headers["Location"])
+            if before.startswith("https:") and not target.startswith("https:"):
+                raise ProtocolError(f"{before} leads from https to {target[:200]}: refused")
         raise ProtocolError(f"{url} leads from one address to the next without an end")
 
     def _post(self, path: str, body: Mapping[str, Any], answer: type[_Message]) -> _Message:
@@ -238,11 +243,18 @@ class HttpTransport:
             response.close()
 
     def _content_range(self, response: BaseHTTPResponse, url: str) -> tuple[int, int | None]:
+        """Return where a part begins and the size of the whole, if all that is said of it agrees."""
         match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
         if match is None:
             response.close()
             raise LostPlaceError(f"{url} sent a part without saying which")
-        return int(match[1]), None if match[3] == "*" else int(match[3])
+        start, last = int(match[1]), int(match[2])
+        total = None if match[3] == "*" else int(match[3])
+        length = _number(response.headers.get("Content-Length"))
+        if last < start or (total is not None and last >= total) or length not in (None, last - start + 1):
+            response.close()
+            raise LostPlaceError(f"{url} sent a part whose Content-Range contradicts itself")
+        return start, total
 
     def _pieces(self, response: BaseHTTPResponse) -> Iterator[bytes]:
         """Yield what arrives, as it arrives, so that a trickle is seen as one."""
@@ -261,10 +273,11 @@ class HttpTransport:
         self._deadline.begin()
         self._require_safe(url, ProtocolError)
         headers = {"User-Agent": f"autoglm-device/{__version__}"} | headers
-        if self._token is not None and _origin(url) == _origin(self._hub_url):
+        is_hub = _origin(url) == _origin(self._hub_url)
+        if self._token is not None and is_hub:
             headers["Authorization"] = f"Bearer {self._token}"
         try:
-            response = self._pool.request(
+            response = (self._pool if is_hub else self._elsewhere).request(
                 method, url, headers=headers, body=body, redirect=False, preload_content=False
             )
         except (HTTPError, HTTPException, OSError, ValueError) as error:
@@ -276,7 +289,7 @@ class HttpTransport:
         """Translate an HTTP error."""
         status, where = response.status, f"{urlsplit(url).path} answered {response.status}"
         if status in (401, 403):
-            raise PermissionDeniedError(f"{where}: the device's token is missing, wrong or expired")
+            raise PermissionDeniedError(f"{where}: the device's token or link is missing, wrong or expired")
         if status == 409:
             raise ConflictError(f"{where}: it contradicts what is there")
         if status in (404, 410):
@@ -287,6 +300,8 @@ class HttpTransport:
             raise BusyError(f"{where}: the hub cannot answer now", retry_after_s=retry_after_s)
         if status in (400, 413, 422):
             raise RefusedError(f"{where}: it does not accept this request")
+        if status == 409:
+            raise ConflictError(f"{where}: it contradicts what is there")
         raise ProtocolError(where)
 
     def _require_safe(self, url: str, error: type[AutoGLMError]) -> None:
@@ -297,11 +312,15 @@ class HttpTransport:
             raise error(f"{url!r} is no URL") from cause
         if parts.scheme not in ("http", "https") or not host:
             raise error(f"{url!r} is no http or https URL")
-        if parts.scheme == "http" and not self._allow_http and not _is_this_machine(host):
+        if parts.scheme == "http" and not self._allow_http and not self._is_local(host):
             raise error(
                 f"{url} is plain http, which anyone on the way can change: use https, or allow it on a "
                 "closed network (allow_http=True, on the command line --allow-http)"
             )
+
+    def _is_local(self, host: str) -> bool:
+        """Tell whether host and hub are both this machine: no other one sends us to ports of our own."""
+        return _is_this_machine(host) and _is_this_machine(urlsplit(self._hub_url).hostname or "")
 
 
 class HttpBody:
@@ -337,8 +356,8 @@ class HttpBody:
 def _unreachable(url: str, error: Exception) -> NoReturn:
     host = urlsplit(url).netloc.rpartition("@")[2]
     cause = error.reason if isinstance(error, MaxRetryError) and error.reason else error
-    if isinstance(cause, SSLError):
-        raise NetworkError(f"{host} has no certificate that this device trusts: {cause}") from error
+    if (reason := mistrust(cause)) is not None:
+        raise CertificateError(f"{host} has no certificate that this device trusts: {reason}") from error
     raise NetworkError(f"{host} was not reached: {plain_cause(cause)}") from error
 
 

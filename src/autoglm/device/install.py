@@ -99,16 +99,17 @@ def require_room_to_download(device: Device, pin: PackagePin, staging: Path) -> 
     output = pin.size if present is None else max(pin.size, present.total_bytes)
     blob = staging / "blob.part"
     reserved = blob.stat().st_blocks * 512 if blob.exists() else 0
-    _require_room(device.root, max(0, pin.size - reserved) + output)
+    _require_room(device, max(0, pin.size - reserved) + output)
 
 
 def _require_room_to_apply(device: Device, package: Path) -> None:
     info = patch.inspect(package)
-    _require_room(device.root, sum(file.size for file in info.files if file.mode != "same"))
+    _require_room(device, sum(file.size for file in info.files if file.mode != "same"))
 
 
-def _require_room(root: Path, num_bytes: int) -> None:
-    needed, free = num_bytes * 21 // 20, shutil.disk_usage(root).free
+def _require_room(device: Device, num_bytes: int) -> None:
+    needed = num_bytes * 21 // 20 + device.settings.keep_free_bytes
+    free = shutil.disk_usage(device.root).free
     if needed > free:
         message = f"the update needs {needed} bytes, {free} are free: free some; what was fetched is kept"
         raise DiskFullError(message, needed_bytes=needed, free_bytes=free)

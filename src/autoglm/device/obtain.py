@@ -104,7 +104,8 @@ class Obtaining:
 
     def _fresh_url(self, pin: PackagePin, offer: Offer) -> str | None:
         """Ask where the package lies now; what it must be is signed and stays."""
-        answer = self._transport.check(self._device.request())
+        rotten = self._device.slots.is_rotten(self._device.slots.now.current)
+        answer = self._transport.check(self._device.request(as_new=rotten))
         if not answer.need_update or answer.manifest_sha256 != offer.manifest_sha256:
             return None
         places = {answer.full_sha256: answer.full_url, answer.sha256: answer.download_url}

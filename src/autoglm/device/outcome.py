@@ -66,7 +66,7 @@ def finish_failed(device: Device) -> None:
     if current is not None and current.manifest_sha256 == attempt.manifest_sha256:
         device.slots.fall_back()
     device.queue_event(attempt, State.FAILED, "fail", name="failed")
-    device.machine.remember_error(code, attempt.message or "", device.timestamp())
+    device.machine.remember_error(code, attempt.message or "", device.timestamp(), version=attempt.version)
     device.slots.collect_garbage()
     device.machine.move(State.IDLE)
 

@@ -61,7 +61,9 @@ def settle(device: Device) -> None:
         return
     is_current = now.current is not None and now.current.manifest_sha256 == attempt.manifest_sha256
     if machine.state is State.APPLYING and is_current:
-        machine.move(State.TRIAL)  # the crash came right after the commit
+        begun = machine.move(State.TRIAL)  # the crash, or the disk's refusal, came right after the commit
+        if begun is not None:
+            device.queue_event(begun, State.TRIAL, "progress", name="trial")
     match TABLE[machine.state].after_crash:
         case Recovery.FINISH if machine.state is State.CONFIRMED:
             outcome.finish_confirmed(device)
@@ -94,11 +96,13 @@ def _drop_temporaries(device: Device) -> None:
 
 
 def _leave_missing(device: Device) -> None:
-    """Fall back from a current release whose files are not all there."""
+    """Fall back from a current release whose files are not all there, or were found changed."""
     slots = device.slots
-    if slots.now.current is None or slots.looks_intact(slots.now.current):
+    if slots.now.current is None:
         return
-    message = f"files of {slots.now.current.folder} are missing: going back to the previous release"
+    if slots.looks_intact(slots.now.current) and not slots.is_rotten(slots.now.current):
+        return
+    message = f"files of {slots.now.current.folder} are missing or changed: going back to the previous one"
     _log.error(message)
     if device.machine.state is State.TRIAL:
         outcome.fail(device, IntegrityError.code, message, quarantine=False)

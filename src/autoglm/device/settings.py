@@ -9,27 +9,24 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 
 from autoglm.errors import ConfigError
 from autoglm.files import CHUNK_BYTES
-from autoglm.releases import DeviceEnvironment
 
 MAX_TRIAL_ANSWERS = 10_000
 MAX_TRIAL_MINUTES = 7 * 24 * 60
 MAX_TRIES = 100
 
 _EVERY = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)")
+_WINDOW = re.compile(r"(\d\d):(\d\d)-(\d\d):(\d\d)")
+_DAY_MINUTES = 24 * 60
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-Conditions = Callable[[], DeviceEnvironment]
-"""Asked for the device's state (network, charging, battery) before and during each scheduled update."""
 
 Gate = Callable[[], str | None]
 """Asked between two steps whether to go on: None, or the reason to stop here for now."""
 
 Progress = Callable[[str, int, int], None]
-"""Told ``download`` or ``apply``, the bytes done and the bytes in all."""
+"""Told the phase (see :mod:`autoglm.device.progress`), the bytes done and the bytes in all."""
 
 
 def parse_every(text: str | float) -> float:
@@ -64,7 +61,12 @@ class UpdateSettings:
         wifi_only: scheduled updates only over Wi-Fi or a cable.
         charging_only: scheduled updates only while charging.
         min_battery: per cent below which scheduled updates wait, unless charging.
-        quiet_hours: local hours (from, to), the end excluded, in which no scheduled update runs.
+        keep_free_bytes: storage that an update leaves free.
+        quiet_hours: windows of local time, such as ``22:30-07:00``, in which no scheduled update runs.
+        metered_bytes_per_day: what may go over metered networks in a day; None for any amount.
+        when_unknown: ``wait`` or ``go`` where a rule needs what the device does not know.
+        swap_mode: ``side_by_side``, ``exclusive``, or ``auto``: by the memory that is free.
+        scrub_every: time in which all files of the installed releases are read and checked once; None never.
     """
 
     every: str = "6h"
@@ -78,7 +80,12 @@ class UpdateSettings:
     wifi_only: bool = False
     charging_only: bool = False
     min_battery: int = 0
-    quiet_hours: tuple[int, int] | None = None
+    keep_free_bytes: int = 0
+    quiet_hours: tuple[str, ...] = ()
+    metered_bytes_per_day: int | None = None
+    when_unknown: str = "wait"
+    swap_mode: str = "auto"
+    scrub_every: str | None = "7d"
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense.
@@ -95,13 +102,25 @@ class UpdateSettings:
         _in_range("retries", self.retries, 0, 1000)
         _in_range("slowest_bytes_per_s", self.slowest_bytes_per_s, 0, 1e9)
         _in_range("min_battery", self.min_battery, 0, 100)
-        for hour in self.quiet_hours or ():
-            _in_range("quiet_hours", hour, 0, 24)
+        _in_range("keep_free_bytes", self.keep_free_bytes, 0, 1 << 62)
+        _in_range("metered_bytes_per_day", self.metered_bytes_per_day or 0, 0, 1 << 62)
+        _one_of("when_unknown", self.when_unknown, ("wait", "go"))
+        _one_of("swap_mode", self.swap_mode, ("auto", "side_by_side", "exclusive"))
+        for window in self.quiet_hours:
+            parse_window(window)
+        if self.scrub_every is not None:
+            parse_every(self.scrub_every)
 
     @property
-    def needs_conditions(self) -> bool:
-        """Whether a rule asks for what only the app can know."""
-        return self.wifi_only or self.charging_only or self.min_battery > 0
+    def needs_environment(self) -> bool:
+        """Whether a rule asks for what only the device's system can know."""
+        rules = (self.wifi_only, self.charging_only, self.min_battery, self.keep_free_bytes)
+        return any(rules) or self.metered_bytes_per_day is not None
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
 
 
 def _in_range(name: str, value: float, low: float, high: float) -> None:
@@ -109,19 +128,16 @@ def _in_range(name: str, value: float, low: float, high: float) -> None:
         raise ConfigError(f"{name} is {value}; it must lie between {low:g} and {high:g}")
 
 
-def reason_to_wait(settings: UpdateSettings, env: DeviceEnvironment, now: datetime) -> str | None:
-    """Return why a scheduled update must wait, or None when it may run. What is not known counts as bad."""
-    if settings.wifi_only and env.net not in ("wifi", "ethernet"):
-        return "waiting for Wi-Fi"
-    if settings.charging_only and not env.charging:
-        return "waiting for the charger"
-    if settings.min_battery and not env.charging and (env.battery or 0) < settings.min_battery:
-        return f"waiting for {settings.min_battery} % battery"
-    if settings.quiet_hours is not None and _within(now.hour, *settings.quiet_hours):
-        return "quiet hours"
-    return None
+def parse_window(text: str) -> tuple[int, int]:
+    """Return a time window such as ``22:30-07:00`` as minutes of the day; the end may be ``24:00``.
 
-
-def _within(hour: int, start: int, end: int) -> bool:
-    """Tell whether ``hour`` lies from ``start`` to before ``end``, over midnight where start > end."""
-    return start <= hour < end if start <= end else hour >= start or hour < end
+    Raises:
+        ConfigError: it is no such window.
+    """
+    match = _WINDOW.fullmatch(text)
+    if match is not None:
+        hours, minutes = (int(match[1]), int(match[3])), (int(match[2]), int(match[4]))
+        start, end = (hour * 60 + minute for hour, minute in zip(hours, minutes, strict=True))
+        if max(minutes) < 60 and start < _DAY_MINUTES and end <= _DAY_MINUTES and start != end:
+            return start, end
+    raise ConfigError(f"quiet_hours: {text!r} is no window; write for example '22:30-07:00'")

@@ -20,6 +20,7 @@ from autoglm.releases import Manifest, canonical_json, is_name
 from autoglm.trust import floor
 
 MAX_QUARANTINED = 32
+MAX_ROTTEN = 1000
 _MAX_JSON_BYTES = 1 << 20
 
 
@@ -62,7 +63,9 @@ def read_json(path: Path) -> Any:
     """Return the JSON in a small file of ours, or None when it is missing or damaged."""
     try:
         with path.open("rb") as file:
-            return json.loads(file.read(_MAX_JSON_BYTES))
+            value = json.loads(file.read(_MAX_JSON_BYTES))
+        canonical_json(value)  # what cannot be written again, such as half a character, we did not write
+        return value
     except (OSError, ValueError, RecursionError):
         return None
 
@@ -77,6 +80,8 @@ def read_current(root: Path) -> Current | None:
         return None
     if not isinstance(confirmed, bool) or not isinstance(tries_left, int):
         return None
+    if current is None and (previous is not None or not confirmed):
+        return None  # nothing leads there: whoever wrote it, a device that believed it would wait for ever
     return Current(current, previous, confirmed, tries_left)
 
 
@@ -98,6 +103,14 @@ def read_quarantine(root: Path) -> tuple[Quarantined, ...]:
     return tuple(entry for entry in entries if is_name(entry.version))[-MAX_QUARANTINED:]
 
 
+def read_rotten(root: Path) -> frozenset[str]:
+    """Return the hashes of files that were found changed on the disk; a damaged list counts as empty."""
+    try:
+        return frozenset(text for text in read_json(root / "rotten.json")["files"] if files.is_sha256(text))
+    except (TypeError, KeyError):
+        return frozenset()
+
+
 class Slots:
     """The releases under one data directory, whose lock the caller holds."""
 
@@ -110,6 +123,7 @@ class Slots:
         files.remove_temporaries(root)
         self.now = read_current(root) or Current()
         self.quarantined = read_quarantine(root)
+        self.rotten = read_rotten(root)
         self.floor_path = root / "floor.json"
         self.read_floor()
 
@@ -163,12 +177,22 @@ class Slots:
         current, previous = self.manifest(self.now.current), self.manifest(self.now.previous)
         if previous is None or not self.looks_intact(self.now.previous) or self.is_forbidden(previous):
             return False
+        if self.is_rotten(self.now.previous):
+            return False
         return current is None or previous.counter >= current.min_counter
+
+    def is_rotten(self, slot: Slot | None) -> bool:
+        """Tell whether a file of a release was found changed, and still is."""
+        manifest = self.manifest(slot) if self.rotten else None
+        if slot is None or manifest is None:
+            return False
+        suspects = [file for file in manifest.files if file.sha256 in self.rotten]
+        return any(not _verifies(self.directory(slot) / f.path, f.size, f.sha256) for f in suspects)
 
     # -- changes ------------------------------------------------------------------------------------
 
     def admit(self, directory: Path, manifest: Manifest) -> Slot:
-        """Move a verified release from the staging area to its place.
+        """Move a verified release from the staging area to its place; one that is in use is made whole.
 
         Raises:
             ConflictError: another release of the same name is in use.
@@ -176,6 +200,9 @@ class Slots:
         """
         slot = Slot(manifest.folder, manifest.sha256)
         target = self.directory(slot)
+        if slot in self._in_use() and self.manifest(slot) is not None:
+            self._refresh(directory, manifest)
+            return slot
         if target.exists():
             if slot.folder in {used.folder for used in self._in_use()}:
                 raise ConflictError(f"another release is in use under the name {slot.folder}")
@@ -185,6 +212,20 @@ class Slots:
         files.sync_directory(self.objects)
         files.publish_tree(directory, target)
         return slot
+
+    def _refresh(self, directory: Path, manifest: Manifest) -> None:
+        """Replace each file of an installed release, and of the other one that shares it, by a fresh copy."""
+        for file in manifest.files:
+            self._adopt(directory / file.path, file.sha256)
+        files.sync_directory(self.objects)
+        for slot in self._in_use():
+            other = self.manifest(slot)
+            for file in () if other is None else other.files:
+                place, kept = self.directory(slot) / file.path, self.objects / file.sha256
+                if kept.exists() and not (place.exists() and place.samefile(kept)):
+                    files.replace_by_link(kept, place)
+        files.remove(directory)
+        self._note_rotten(frozenset())
 
     def _adopt(self, path: Path, sha256: str) -> None:
         """Make ``objects/<sha256>`` a name of the verified file ``path``, whatever lay there before."""
@@ -217,6 +258,20 @@ class Slots:
         whole = sorted(allowed, key=lambda found: found[1].counter)
         self._store(Current(whole[0][0] if whole else None))
 
+    def forget_previous(self) -> None:
+        """Go without a release to fall back to: the one there is no good."""
+        self._store(replace(self.now, previous=None))
+
+    def mark_rotten(self, sha256: str) -> None:
+        """Remember that a file of this hash was found changed on the disk."""
+        self._note_rotten(self.rotten | {sha256})
+
+    def _note_rotten(self, hashes: frozenset[str]) -> None:
+        if hashes != self.rotten:
+            body = {"files": sorted(hashes)[:MAX_ROTTEN]}
+            files.write_durably(self.root / "rotten.json", canonical_json(body))
+            self.rotten = hashes
+
     def quarantine(self, version: str, manifest_sha256: str, code: str, at: datetime) -> None:
         """Keep a failed release from being installed again."""
         entry = Quarantined(version, manifest_sha256, code, at.isoformat(timespec="seconds"))
@@ -233,6 +288,7 @@ class Slots:
     def collect_garbage(self, *, keep_staging: str | None = None, keep_package: str | None = None) -> None:
         """Remove what neither the current nor the previous release, nor an attempt under way, needs."""
         used = self._in_use()
+        self._forget_healed()
         needed = {keep_package} | set(self._contents(used))
         for directory in self.releases.iterdir():
             if directory.name not in {slot.folder for slot in used}:
@@ -243,6 +299,11 @@ class Slots:
         for directory in self.staging.iterdir():
             if directory.name != keep_staging:
                 files.remove(directory)
+
+    def _forget_healed(self) -> None:
+        """Drop from the list of rotten files those that no release here has any more."""
+        if self.rotten and not any(self.is_rotten(slot) for slot in self._in_use()):
+            self._note_rotten(frozenset())
 
     def _in_use(self) -> list[Slot]:
         return [slot for slot in (self.now.current, self.now.previous) if slot is not None]
@@ -274,3 +335,11 @@ class Slots:
 def is_damaged(root: Path) -> bool:
     """Tell whether ``current.json`` is there and cannot be read."""
     return (root / "current.json").exists() and read_current(root) is None
+
+
+def _verifies(path: Path, size: int, sha256: str) -> bool:
+    try:
+        files.verify_file(path, size=size, sha256=sha256)
+    except (IntegrityError, OSError):
+        return False
+    return True

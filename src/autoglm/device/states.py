@@ -11,6 +11,7 @@ is reported as such, and the device rolls back.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from enum import Enum, StrEnum
 from pathlib import Path
@@ -154,6 +155,7 @@ class Saved:
             if not isinstance(wire_bytes, int) or not isinstance(last_error, dict | None):
                 raise TypeError("wire_bytes or last_error")
             saved = cls(state, attempt, wire_bytes, cast("dict[str, str] | None", last_error))
+            saved.to_bytes()  # what cannot be written again, such as half a character, we did not write
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise FormatError("state.json was not written by this version") from error
         if (attempt is None) != (state is State.IDLE):
@@ -175,11 +177,31 @@ def _read_attempt(raw: dict[str, Any]) -> Attempt:
     return Attempt(**raw)
 
 
-class Machine:
-    """The state machine over ``state.json``. Every change is durable before the call returns."""
+@dataclass(frozen=True)
+class Change:
+    """A change of state, for an app that shows what goes on.
 
-    def __init__(self, path: Path) -> None:
+    Attributes:
+        state: the new state, which is on the disk.
+        version: the release that the attempt leads to; None at IDLE.
+        code: why it failed, in FAILED.
+    """
+
+    state: State
+    version: str | None = None
+    code: str | None = None
+
+
+class Machine:
+    """The state machine over ``state.json``. Every change is durable before the call returns.
+
+    Args:
+        on_change: told after each change of state.
+    """
+
+    def __init__(self, path: Path, on_change: Callable[[Change], None] | None = None) -> None:
         self._path = path
+        self._on_change = on_change
         self.saved = Saved()
 
     def load(self) -> bool:
@@ -238,20 +260,35 @@ class Machine:
                 attempt = replace(attempt, wire_bytes=attempt.wire_bytes + num_bytes)
             self._store(replace(self.saved, attempt=attempt, wire_bytes=self.saved.wire_bytes + num_bytes))
 
-    def remember_error(self, code: str, message: str, at: str) -> None:
-        """Keep the last error for people to see."""
-        self._store(replace(self.saved, last_error={"code": code, "message": message[:500], "at": at}))
+    def remember_error(self, code: str, message: str, at: str, *, version: str | None = None) -> None:
+        """Keep the last error for people to see.
+
+        Args:
+            version: the release at fault, when it was one; then only an installed release overtakes it.
+        """
+        error = {"code": code, "message": message[:500], "at": at}
+        self._store(replace(self.saved, last_error=error | ({} if version is None else {"version": version})))
+
+    def forget_error(self, *, also_of_releases: bool) -> None:
+        """Let go of the last error: a success has overtaken it."""
+        error = self.saved.last_error
+        if error is not None and (also_of_releases or "version" not in error):
+            self._store(replace(self.saved, last_error=None))
 
     def reset(self) -> None:
         """Stand at IDLE whatever was saved; the last resort after an unknown state."""
         self._store(replace(self.saved, state=State.IDLE, attempt=None))
 
     def _store(self, saved: Saved) -> None:
+        before = self.saved
         try:
             write_durably(self._path, saved.to_bytes())
         except StorageError:
-            before = self.saved
             if not self.load():  # the rename may have come before the refusal
                 self.saved = before
             raise
         self.saved = saved
+        if self._on_change is not None and saved.state is not before.state:
+            attempt = saved.attempt
+            told = (None, None) if attempt is None else (attempt.version, attempt.code)
+            self._on_change(Change(saved.state, *told))

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from autoglm.device.control import Control
 from autoglm.device.outbox import count_queued
-from autoglm.device.slots import Current, Slot, read_current, read_json, read_quarantine
+from autoglm.device.slots import Current, Slot, read_current, read_json, read_quarantine, read_rotten
 from autoglm.device.states import Machine, Saved, State
 from autoglm.errors import ManifestError
 from autoglm.releases import Manifest
@@ -58,7 +59,10 @@ class Status:
         quarantined: versions that failed here.
         revoked: which of the current and the previous one were called back by their publisher.
         progress: ``{"phase", "done", "total"}`` in bytes, of a download or a patch under way.
-        last_error: ``{"code", "message", "at"}``.
+        last_error: ``{"code", "message", "at"}`` of what no later success has overtaken, with the ``version``
+            of the release at fault if it was one.
+        paused: whether scheduled updates wait for a resume.
+        damaged: whether files of the current release changed on the disk and wait to be fetched again.
         next_check: when the agent asks next, RFC 3339.
         queued_events: reports that wait for the hub.
         wire_bytes_total: sent and received, ever.
@@ -80,6 +84,8 @@ class Status:
     next_check: str | None
     queued_events: int
     wire_bytes_total: int
+    paused: bool = False
+    damaged: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON object."""
@@ -110,6 +116,7 @@ def make_status(
     """Put a status together from what is known."""
     manifest, previous = (_manifest(root, slot) for slot in (now.current, now.previous))
     called_back = read_floor(root / "floor.json").revoked
+    rotten = read_rotten(root)
     in_trial = saved.state is State.TRIAL
     return Status(
         state=saved.state,
@@ -128,6 +135,8 @@ def make_status(
         next_check=next_check,
         queued_events=count_queued(root / "outbox.db"),
         wire_bytes_total=saved.wire_bytes,
+        paused=Control(root).is_paused,
+        damaged=manifest is not None and any(f.sha256 in rotten for f in manifest.files),
     )
 
 

@@ -14,6 +14,7 @@ from enum import Enum, auto
 
 from autoglm.device import outcome
 from autoglm.device.context import Device
+from autoglm.device.room import load
 from autoglm.device.runtime import Runtime
 from autoglm.device.settings import UpdateSettings
 from autoglm.errors import EngineError, HealthError, OverloadedError, StorageError
@@ -166,9 +167,15 @@ class Proving:
         directory = self._device.slots.active
         if directory is None:
             raise EngineError("no release is installed")
-        staged = runtime.stage(directory)
-        runtime.self_test(staged)  # a runtime may refuse to swap in what it has not examined
-        runtime.swap(staged)
+        # Should it not load, there is none but itself to try again: what served was left for good reason.
+        live = None if self._device.live.slot is None else directory
+        staged, _ = load(runtime, directory, live, self._device.settings.swap_mode)
+        try:
+            runtime.self_test(staged)  # a runtime may refuse to swap in what it has not examined
+            runtime.swap(staged)
+        except BaseException:
+            runtime.discard(staged)
+            raise
         runtime.release_previous()
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,23 +27,19 @@ from autoglm import files
 from autoglm.device import outcome
 from autoglm.device.clock import Clock
 from autoglm.device.context import Device, keep_device_id, silent
-from autoglm.device.cycle import Arrival, Cycle, to_result
+from autoglm.device.control import Control
+from autoglm.device.cycle import to_result
 from autoglm.device.enrolment import TOKEN_NAME, FileTokenStore, TokenStore
 from autoglm.device.http import HttpTransport
-from autoglm.device.install import require_newer
-from autoglm.device.offer import Offer, signed_offer
 from autoglm.device.outbox import Outbox
+from autoglm.device.progress import Throttle
 from autoglm.device.recovery import recover, settle
+from autoglm.device.round import Round
 from autoglm.device.runtime import Runtime
+from autoglm.device.scrub import Scrub
 from autoglm.device.settings import Gate, Progress, UpdateSettings
 from autoglm.device.slots import Slots
-from autoglm.device.states import (
-    E_QUARANTINED,
-    E_ROLLBACK,
-    E_TRIAL,
-    Machine,
-    State,
-)
+from autoglm.device.states import E_ROLLBACK, Change, Machine, State
 from autoglm.device.status import Status, UpdateResult, make_status
 from autoglm.device.transport import Transport
 from autoglm.device.trial import Proving
@@ -71,14 +68,15 @@ class Updater:
         model, variant: what to follow.
         device_id: this device's name; made up and kept when not given.
         runtime: what runs the model; may also be given to :meth:`update` later.
-        progress: told how far downloads and patches are.
+        progress: told how far downloads and patches are, a few times a second; see
+            :mod:`autoglm.device.progress`.
         token: the device's token for the hub.
         token_store: where it is kept, if ``token`` is not given; without one, ``device.token`` in the data
             directory, where :func:`~autoglm.device.enrol` puts it.
         trust_root: the hub's ``root.json``, as bytes or a path, to verify releases with; kept once given.
         trust_first_use: believe the first root that the hub sends where none was ever given: whoever stands
             between the two at that moment chooses what this device runs.
-        allow_http, ca_file: see :class:`~autoglm.device.http.HttpTransport`.
+        allow_http, ca_file, pins: see :class:`~autoglm.device.http.HttpTransport`.
         boot: False for a process that will not load :attr:`active`, such as a command that only checks.
 
     Raises:
@@ -104,7 +102,8 @@ class Updater:
         trust_root: bytes | str | Path | None = None,
         trust_first_use: bool = False,
         allow_http: bool = False,
-        ca_file: str | Path | None = None,
+        ca_file: str | Path | bytes | None = None,
+        pins: Sequence[str] = (),
         boot: bool = True,
         clock: Clock | None = None,
         random_source: random.Random | None = None,
@@ -112,7 +111,8 @@ class Updater:
         self.settings = settings or UpdateSettings()
         self.clock = clock or Clock()
         self._runtime = runtime
-        self._progress = progress or silent
+        self._progress = Throttle(progress or silent, self.clock.monotonic)
+        self._listeners: list[Callable[[Change], None]] = []
         self._busy = threading.RLock()
         self._progress_now: dict[str, Any] | None = None
         self.next_check: str | None = None
@@ -126,7 +126,8 @@ class Updater:
                     hub_url,
                     token=token or kept.load(),
                     allow_http=allow_http,
-                    ca_file=None if ca_file is None else Path(ca_file),
+                    ca_file=ca_file,
+                    pins=pins,
                     clock=self.clock,
                     random_source=random_source,
                 )
@@ -144,7 +145,7 @@ class Updater:
                 clock=self.clock,
                 random_source=random_source,
                 slots=slots,
-                machine=Machine(root / "state.json"),
+                machine=Machine(root / "state.json", self._announce),
                 outbox=outbox,
                 transport=transport,
                 trust=Trust(root, slots, root=trusted, first_use=trust_first_use, now=self.clock.now),
@@ -154,6 +155,8 @@ class Updater:
             if boot:
                 self._device.live.slot = slots.now.current
             self._proving = Proving(self._device)
+            self._scrub = Scrub(self._device)
+            self.control = Control(root)
             self._resources = stack.pop_all()
 
     # -- what is there ------------------------------------------------------------------------------
@@ -167,6 +170,28 @@ class Updater:
     def device_id(self) -> str:
         """This device's name towards the hub."""
         return self._device.device_id
+
+    @property
+    def root(self) -> Path:
+        """The data directory."""
+        return self._device.root
+
+    @property
+    def wire_bytes(self) -> int:
+        """Bytes sent and received by this process so far."""
+        return 0 if self._device.transport is None else self._device.transport.wire_bytes
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether files of the current release changed on the disk; the next update fetches them again."""
+        return self._device.slots.is_rotten(self._device.slots.now.current)
+
+    def on_change(self, listener: Callable[[Change], None]) -> None:
+        """Call ``listener(change)`` after every change of state, on the thread that made it.
+
+        The state is on the disk by then. What a listener raises is logged.
+        """
+        self._listeners.append(listener)
 
     def status(self) -> Status:
         """Return how things stand; may be called at any time, from any thread."""
@@ -235,57 +260,24 @@ class Updater:
             if runtime is not None:
                 self.attach(runtime)
             started = self.clock.monotonic()
-            wire_before = self._wire_bytes()
+            wire_before = self.wire_bytes
             before = self._device.request().current_version
-            result = to_result(self._device, lambda: self._cycle(environment, gate or _open_gate))
+            result = to_result(self._device, lambda: self._round(environment, gate or _open_gate))
             self._progress_now = None
             self._flush_quietly()
             return replace(
                 result,
                 from_version=before,
-                wire_bytes=self._wire_bytes() - wire_before,
+                wire_bytes=self.wire_bytes - wire_before,
                 seconds=self.clock.monotonic() - started,
             )
 
-    def _cycle(self, environment: DeviceEnvironment | None, gate: Gate) -> UpdateResult:
-        settle(self._device)
-        self._proving.judge(self._runtime, self.clock.monotonic())
-        if (held := self._held_by_trial()) is not None:
-            return held
-        answer = self.check(environment)
-        offer = signed_offer(self._device, self._transport(), answer)
-        if offer is None:
-            outcome.withdraw(self._device)
-            return UpdateResult("none", retry_after_s=answer.retry_after_s)
-        if self._device.slots.is_quarantined(offer.manifest_sha256):
-            message = f"{offer.version} failed on this device before; it is not installed again"
-            return UpdateResult("held", to_version=offer.version, code=E_QUARANTINED, message=message)
-        require_newer(self._device, offer)
-        if self._device.machine.state is State.TRIAL:
-            outcome.make_way(self._device)
-            self._proving.begin()
-        return self._arrived(self._run(offer, gate), answer)
-
-    def _run(self, offer: Offer, gate: Gate) -> Arrival:
-        return Cycle(self._device, self._transport(), self._runtime, gate).run(offer)
-
-    def _arrived(self, arrival: Arrival, answer: UpdateAnswer) -> UpdateResult:
-        self._proving.begin()
-        version = arrival.manifest.version
-        _log.info("updated to %s", version)
-        return UpdateResult(
-            "updated", to_version=version, pause_s=arrival.pause_s, retry_after_s=answer.retry_after_s
-        )
-
-    def _held_by_trial(self) -> UpdateResult | None:
-        """One unproven release at a time: there must be a proven one to go back to."""
-        now = self._device.slots.now
-        if now.confirmed or now.previous is None:
-            return None
-        seconds = self.seconds_to_verdict or 0.0
-        return UpdateResult(
-            "held", code=E_TRIAL, message="a release is on trial", retry_after_s=int(seconds) + 1
-        )
+    def _round(self, environment: DeviceEnvironment | None, gate: Gate) -> UpdateResult:
+        parts = (self._device, self._transport(), self._proving, self._runtime, environment, gate)
+        result = Round(*parts).run()
+        if result.kind in ("none", "updated") and not self._device.slots.rotten:
+            self._device.machine.forget_error(also_of_releases=result.kind == "updated")
+        return result
 
     # -- the trial ----------------------------------------------------------------------------------
 
@@ -304,7 +296,9 @@ class Updater:
         return self._proving.answered(ok, version)
 
     def tick(self, now: float | None = None) -> None:
-        """Do what is due: the verdict of a trial, events that wait. Returns at once while an update runs.
+        """Do what is due: the verdict of a trial, events that wait, a look at the files on the disk.
+
+        Returns at once while an update runs.
 
         Args:
             now: monotonic seconds; the clock's when None.
@@ -319,6 +313,7 @@ class Updater:
             self._proving.judge(self._runtime, self.clock.monotonic() if now is None else now)
             if len(self._device.outbox):
                 self._flush_quietly()
+            self._scrub.step()
         finally:
             self._busy.release()
 
@@ -364,9 +359,6 @@ class Updater:
             raise ConfigError("no hub is named: give hub_url or transport")
         return self._device.transport
 
-    def _wire_bytes(self) -> int:
-        return 0 if self._device.transport is None else self._device.transport.wire_bytes
-
     def _flush_quietly(self) -> None:
         """Send events; when the hub is out of reach they wait for the next time."""
         if self._device.transport is None or not len(self._device.outbox):
@@ -377,6 +369,13 @@ class Updater:
             _log.debug("events wait: %s", error)
         with suppress(AutoGLMError):
             self._device.count_wire_bytes()
+
+    def _announce(self, change: Change) -> None:
+        for listener in tuple(self._listeners):
+            try:
+                listener(change)
+            except Exception:  # noqa: BLE001 - the app's own code
+                _log.exception("a listener to changes of state broke")
 
     def _note_progress(self, phase: str, done: int, total: int) -> None:
         self._progress_now = {"phase": phase, "done": done, "total": total}

@@ -12,6 +12,7 @@ from autoglm.engine.generation import (
     Finished,
     Generation,
     GenerationRequest,
+    SharedPrompt,
     TextDelta,
     TokenLogprob,
     Usage,
@@ -20,6 +21,7 @@ from autoglm.engine.release import Release
 from autoglm.engine.reports import EngineStats, Staged, SwapReport
 from autoglm.engine.sampling import Sampling
 from autoglm.engine.selftest import SelfTestReport
+from autoglm.engine.structure import JsonAnswer, Structure, ToolAnswer
 
 __all__ = [
     "Completion",
@@ -29,14 +31,18 @@ __all__ = [
     "Finished",
     "Generation",
     "GenerationRequest",
+    "JsonAnswer",
     "MemoryPlan",
     "Release",
     "Sampling",
     "SelfTestReport",
+    "SharedPrompt",
     "Staged",
+    "Structure",
     "SwapReport",
     "TextDelta",
     "TokenLogprob",
+    "ToolAnswer",
     "Usage",
     "pick_devices",
     "preflight",

@@ -1,8 +1,8 @@
 """Which devices run the model, and whether it fits: counted before anything is loaded.
 
 The sum is weights, the KV cache of all slots, and the same again as room to stage the next release beside
-the running one; without that room a hot swap would fail on the first update, so a model that does not
-leave it is refused at start with the figures.
+the running one. A model that leaves no such room still runs, and is told so with the figures: each update
+then unloads it first, and requests wait in the meantime.
 
     >>> preflight(config, pick_devices("auto"), max_batch=8, max_context=2048).needed_bytes  # doctest: +SKIP
 """
@@ -10,13 +10,12 @@ leave it is refused at start with the figures.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from autoglm import memory
 from autoglm.errors import ConfigError, OutOfMemoryError
 from autoglm.model.cache import KVCache
 from autoglm.model.config import ModelConfig
@@ -85,10 +84,50 @@ class MemoryPlan:
         """The sum."""
         return self.weights + self.cache + self.staging
 
+    @property
+    def free_bytes(self) -> int:
+        """Free memory, under the name that the device SDK asks for."""
+        return self.free
+
+    def require_room(self, name: str) -> None:
+        """Refuse before memory runs out.
+
+        Raises:
+            OutOfMemoryError: the model called ``name`` does not fit; the message holds the sum.
+        """
+        if self.needed_bytes > self.free:
+            raise OutOfMemoryError(
+                f"{name} does not fit: {self}. Give it more devices, or lower max_batch or max_context"
+            )
+
     def __str__(self) -> str:
         parts = (("weights", self.weights), ("KV cache", self.cache), ("staging room", self.staging))
         terms = " + ".join(f"{name} {size / _GIB:.2f} GiB" for name, size in parts)
         return f"{terms} = {self.needed_bytes / _GIB:.2f} GiB; free: {self.free / _GIB:.2f} GiB"
+
+
+def count_memory(
+    config: ModelConfig,
+    devices: Sequence[torch.device],
+    *,
+    max_batch: int,
+    max_context: int,
+    staging: bool = True,
+) -> MemoryPlan:
+    """Add up what a model needs.
+
+    Args:
+        config: the model.
+        devices: where it is to run.
+        max_batch: sequences at the same time.
+        max_context: tokens a sequence, prompt and answer together.
+        staging: also count the room of the next release.
+    """
+    dtype = weight_dtype(devices)
+    weights = _count_parameters(config) * dtype.itemsize
+    layers = [torch.device("meta")] * config.num_layers
+    cache = KVCache(config, max_batch, max_context, layers, dtype).num_bytes
+    return MemoryPlan(weights, cache, weights + cache if staging else 0, free_bytes(devices))
 
 
 def preflight(
@@ -99,27 +138,13 @@ def preflight(
     max_context: int,
     staging: bool = True,
 ) -> MemoryPlan:
-    """Add up what a model needs and refuse before memory runs out.
-
-    Args:
-        config: the model.
-        devices: where it is to run.
-        max_batch: sequences at the same time.
-        max_context: tokens a sequence, prompt and answer together.
-        staging: also ask for the room of the next release.
+    """Add up what a model needs and refuse before memory runs out; see :func:`count_memory`.
 
     Raises:
         OutOfMemoryError: it does not fit; the message holds the sum.
     """
-    dtype = weight_dtype(devices)
-    weights = _count_parameters(config) * dtype.itemsize
-    layers = [torch.device("meta")] * config.num_layers
-    cache = KVCache(config, max_batch, max_context, layers, dtype).num_bytes
-    plan = MemoryPlan(weights, cache, weights + cache if staging else 0, free_bytes(devices))
-    if plan.needed_bytes > plan.free:
-        raise OutOfMemoryError(
-            f"{config.name} does not fit: {plan}. Give it more devices, or lower max_batch or max_context"
-        )
+    plan = count_memory(config, devices, max_batch=max_batch, max_context=max_context, staging=staging)
+    plan.require_room(config.name)
     return plan
 
 
@@ -143,41 +168,5 @@ def free_bytes(devices: Sequence[torch.device]) -> int:
     """Return the free memory of these devices together, each counted once."""
     total = 0
     for device in set(devices):
-        total += torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_host_bytes()
+        total += torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory.free_bytes()
     return total
-
-
-def _free_host_bytes() -> int:
-    """Return what this process may still use: the machine's available memory, or less in a container."""
-    limits = [_available_bytes()]
-    cgroup = Path("/sys/fs/cgroup")
-    limit, used = _number(cgroup / "memory.max"), _number(cgroup / "memory.current")
-    if limit is not None and used is not None:
-        limits.append(max(0, limit - used + _reclaimable_bytes(cgroup / "memory.stat")))
-    return min(limits)
-
-
-def _reclaimable_bytes(stat: Path) -> int:
-    """Return the file pages that count as used in a container but give way when memory is asked for."""
-    try:
-        entries = dict(line.split() for line in stat.read_text().splitlines())
-        return int(entries["inactive_file"])
-    except (OSError, ValueError, KeyError):
-        return 0
-
-
-def _available_bytes() -> int:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # no /proc: assume all is available
-
-
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None

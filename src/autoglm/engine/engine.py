@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -27,9 +28,10 @@ import torch
 
 from autoglm.engine import sequence as sequences
 from autoglm.engine.aside import run_aside
-from autoglm.engine.devices import pick_devices, pick_threads
+from autoglm.engine.devices import MemoryPlan, pick_devices, pick_threads
+from autoglm.engine.exclusive import Door, Exchange
 from autoglm.engine.generation import Finished, Generation, GenerationRequest
-from autoglm.engine.release import Placement, Release, Resident, load_resident
+from autoglm.engine.release import Placement, Release, Resident, load_resident, plan_release
 from autoglm.engine.reports import EngineStats, Staged, SwapReport
 from autoglm.engine.scheduler import Limits, Scheduler
 from autoglm.engine.selftest import SelfTestReport, examine, examine_resident
@@ -56,13 +58,15 @@ class Engine:
         self._placement = placement
         self._versions = Versions(resident)
         self._waiting = sequences.WaitingQueue(queue)
-        self._scheduler = Scheduler(self._waiting, Limits(placement.max_batch), self._on_end)
+        self._scheduler = Scheduler(self._waiting, Limits.of(placement), self._on_end)
         self._num_requests = 0
         self._num_swaps = 0
         self._counting = threading.Lock()
         self._listeners: list[AnswerListener] = []
         self._announcer = ThreadPoolExecutor(1, thread_name_prefix="autoglm-answers")
         self._worker = Worker(self._scheduler, threads=threads)
+        self._door = Door(queue)
+        self._exchange = Exchange(placement, self._versions, self._door, self._worker.call)
 
     @classmethod
     def load(
@@ -73,6 +77,7 @@ class Engine:
         threads: int | None = None,
         max_batch: int = 8,
         max_context: int | None = None,
+        cache_tokens: int | None = None,
         queue: int = 64,
     ) -> Engine:
         """Verify and load a release directory and start serving it.
@@ -83,6 +88,7 @@ class Engine:
             threads: CPU threads of the engine; None chooses by the size of the model.
             max_batch: requests generated at the same time.
             max_context: tokens of prompt and answer together; None: what the model was made for.
+            cache_tokens: tokens held for all requests together; None: ``max_batch`` whole contexts.
             queue: requests that may wait for their turn.
 
         Raises:
@@ -91,8 +97,11 @@ class Engine:
             FormatError: a file does not parse.
             EngineError: it does not fit into memory, or its weights are not finite.
         """
-        placement = Placement(pick_devices(devices), max_batch, max_context)
+        placement = Placement(pick_devices(devices), max_batch, max_context, cache_tokens)
         resident = run_aside(lambda: load_resident(Path(release_dir), placement), "load")
+        plan = plan_release(Path(release_dir), placement)
+        if plan.needed_bytes > plan.free:
+            _log.warning("no room for two releases: an update makes requests wait while it loads; %s", plan)
         threads = threads or pick_threads(resident.release.model.config)
         return cls(resident, placement, queue=queue, threads=threads)
 
@@ -101,20 +110,16 @@ class Engine:
     def submit(self, request: GenerationRequest) -> Generation:
         """Queue a request on the active release, or on the loaded one that it names.
 
-        The conversation is turned into a prompt in the calling thread.
+        The conversation is turned into a prompt in the calling thread. During an exclusive swap it waits
+        there for the release to come.
 
         Raises:
             RequestError: the prompt is too long, its media are unusable, or the release is not loaded.
             OverloadedError: the queue is full, or the engine is shutting down.
+            EngineError: an exclusive swap left no release to answer.
         """
-        resident = self._versions.acquire(request.release)
-        try:
-            with torch.inference_mode():
-                sequence = sequences.Sequence(request, resident)
-            self._waiting.put(sequence)
-        except BaseException:
-            self._versions.let_go(resident)
-            raise
+        with self._door.entering():
+            sequence = self._accept(request)
         with self._counting:
             self._num_requests += 1
         self._worker.wake()
@@ -155,15 +160,39 @@ class Engine:
         """The devices that the layers are split over."""
         return self._placement.devices
 
-    def stage(self, release_dir: Path | str) -> Staged:
-        """Load a release beside the live one and check all its bytes and values.
+    def room(self, release_dir: Path | str) -> MemoryPlan:
+        """Return what a release needs beside the live one (``needed_bytes``), and ``free_bytes``.
+
+        Raises:
+            FormatError: its configuration does not parse.
+        """
+        return plan_release(Path(release_dir), self._placement)
+
+    def stage(
+        self, release_dir: Path | str, *, instead_of: Path | str | None = None, drain_s: float = 120.0
+    ) -> Staged:
+        """Load a release and check all its bytes and values.
+
+        Args:
+            release_dir: the release.
+            instead_of: None loads it beside the live one. The live release's directory makes the swap
+                exclusive: requests under way end, new ones wait, and the live release leaves memory before
+                this one comes. Then :meth:`swap` lets requests go on, or :meth:`discard` loads
+                ``instead_of`` again and lets them go on with that.
+            drain_s: exclusive: longest wait for the requests under way, in seconds.
 
         Raises:
             TrustError: a file differs from the manifest.
             FormatError: a file does not parse.
-            EngineError: there is no room for both, or the weights are not finite.
+            OverloadedError: exclusive: requests did not end in time.
+            EngineError: there is no room, or the weights are not finite.
         """
-        directory, beside = Path(release_dir), self.active
+        directory = Path(release_dir)
+        if instead_of is None and self._door.is_vacant:
+            instead_of = directory
+        if instead_of is not None:
+            return self._exchange.stage(directory, Path(instead_of), drain_s)
+        beside = self.active
         resident = run_aside(lambda: load_resident(directory, self._placement, beside=beside), "stage")
         return Staged(resident.release.version, resident)
 
@@ -199,9 +228,11 @@ class Engine:
         """
         resident = staged.held()
         staged.require_health()
-        report = self._commit(lambda: self._versions.promote(resident))
+        is_exclusive = staged.instead_of is not None
+        place = self._versions.put_in if is_exclusive else self._versions.promote
+        report = self._commit(lambda: place(resident))
         staged.resident = None
-        return report
+        return replace(report, pause_s=self._exchange.finish()) if is_exclusive else report
 
     def rollback(self) -> SwapReport:
         """Let the previous release answer new requests again; the present one goes when it is unused.
@@ -216,8 +247,15 @@ class Engine:
         self._worker.call(self._versions.drop_previous)
 
     def discard(self, staged: Staged) -> None:
-        """Forget a staged release; harmless when it was swapped in or discarded already."""
-        staged.resident = None
+        """Forget a staged release; harmless when it was swapped in or discarded already.
+
+        Raises:
+            TrustError, FormatError, EngineError: after an exclusive stage, the live release does not load
+                any more.
+        """
+        resident, staged.resident = staged.resident, None
+        if resident is not None and staged.instead_of is not None:
+            self._exchange.restore(resident, staged.instead_of)
 
     def live_self_test(self, *, budget_s: float = 60.0) -> SelfTestReport:
         """Ask the active release's health prompts through the live path, as any caller would."""
@@ -231,7 +269,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Return the counters."""
-        counters = self._scheduler.counters
+        counters, active = self._scheduler.counters, self._versions.active
         return EngineStats(
             active=self.active_version,
             previous=self.previous_version,
@@ -243,9 +281,18 @@ class Engine:
             cancelled=counters.cancelled,
             failed=counters.failed,
             prompt_tokens=counters.prompt_tokens,
+            reused_tokens=counters.reused_tokens,
             generated_tokens=counters.generated_tokens,
+            preempted=counters.preempted,
+            pages=active.pages.num_pages,
+            free_pages=active.pages.num_free,
+            kept_pages=active.pages.num_kept,
+            encoding_hits=active.encodings.hits,
+            encoding_misses=active.encodings.misses,
             steps=counters.steps,
             swaps=self._num_swaps,
+            first_token=counters.first_token.copy(),
+            next_token=counters.next_token.copy(),
         )
 
     def close(self, grace_s: float = 0.0) -> None:
@@ -253,6 +300,7 @@ class Engine:
 
         Harmless when repeated.
         """
+        self._door.close()
         self._waiting.close()
         self._worker.close(grace_s)
         self._announcer.shutdown(wait=False, cancel_futures=True)
@@ -266,6 +314,17 @@ class Engine:
         self.close()
 
     # Inside
+
+    def _accept(self, request: GenerationRequest) -> sequences.Sequence:
+        resident = self._versions.acquire(request.release)
+        try:
+            with torch.inference_mode():
+                sequence = sequences.Sequence(request, resident)
+            self._waiting.put(sequence)
+        except BaseException:
+            self._versions.let_go(resident)
+            raise
+        return sequence
 
     def _commit(self, change: Callable[[], None]) -> SwapReport:
         def commit() -> SwapReport:

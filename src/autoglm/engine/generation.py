@@ -20,14 +20,30 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from autoglm.engine.sampling import Sampling
+from autoglm.engine.structure import Structure
 from autoglm.errors import EngineError, RequestError
-from autoglm.model.prompt import Message
+from autoglm.model.prompt import Message, Prompt
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 256
 
 Kind = Literal["thought", "answer"]
 Reason = Literal["stop", "length", "cancelled"]
+
+
+class SharedPrompt:
+    """The prompt of one request with several choices: made for the first, taken by the others."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: tuple[str, Prompt] | None = None
+
+    def get(self, fingerprint: str, make: Callable[[], Prompt]) -> Prompt:
+        """Return the prompt for the release with this fingerprint."""
+        with self._lock:
+            if self._made is None or self._made[0] != fingerprint:
+                self._made = (fingerprint, make())
+            return self._made[1]
 
 
 @dataclass(frozen=True)
@@ -41,6 +57,8 @@ class GenerationRequest:
         max_tokens: bound on the generated tokens, thought included; None: what the context holds.
         stop: the answer ends before the first of these strings, which is never emitted.
         release: a loaded version such as ``v1.2``; None takes the active one.
+        structure: the form that the answer must have; None leaves it free.
+        shared: given to all choices of one request, so that their prompt is made once.
 
     Raises:
         RequestError: a value is out of its range.
@@ -52,6 +70,8 @@ class GenerationRequest:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     release: str | None = None
+    structure: Structure | None = None
+    shared: SharedPrompt | None = None
 
     def __post_init__(self) -> None:
         if not self.messages:
@@ -106,11 +126,13 @@ class Usage:
         prompt_tokens: tokens of the prompt, media included.
         completion_tokens: tokens generated.
         thought_tokens: of these, tokens of the thought.
+        cached_tokens: tokens of the prompt that were found in the cache.
     """
 
     prompt_tokens: int
     completion_tokens: int
     thought_tokens: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)

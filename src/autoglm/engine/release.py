@@ -9,14 +9,17 @@ tokenizer, chat template) comes from one release, because nothing takes them apa
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from autoglm.engine.devices import preflight, weight_dtype
+from autoglm.engine.devices import MemoryPlan, count_memory, weight_dtype
+from autoglm.engine.encodings import Encodings
+from autoglm.engine.heap import mapped_one_by_one
+from autoglm.engine.pages import PagePool
+from autoglm.engine.structure import Grammars
 from autoglm.engine.transcript import Markers
 from autoglm.errors import AutoGLMError, EngineError, FormatError
 from autoglm.model.cache import KVCache
@@ -116,23 +119,35 @@ class Placement:
 
     Attributes:
         devices: the layers are split over these, in order.
-        max_batch: slots of the cache.
-        max_context: tokens a slot, prompt and answer together; None: what the model was made for.
+        max_batch: requests generated at the same time.
+        max_context: tokens a request, prompt and answer together; None: what the model was made for.
+        cache_tokens: tokens that the cache holds for all requests together, rounded down to whole contexts,
+            at least one; None: ``max_batch`` contexts, so that no request ever waits for pages.
     """
 
     devices: tuple[torch.device, ...] = (torch.device("cpu"),)
     max_batch: int = 8
     max_context: int | None = None
+    cache_tokens: int | None = None
+
+    def room(self, config: ModelConfig) -> tuple[int, int]:
+        """Return how many contexts the cache holds, and the tokens of one."""
+        max_context = min(self.max_context or config.max_context, config.max_context)
+        if self.cache_tokens is None:
+            return self.max_batch, max_context
+        return max(1, self.cache_tokens // max_context), max_context
 
 
-def load_resident(directory: Path, placement: Placement, *, beside: Release | None = None) -> Resident:
+def load_resident(
+    directory: Path, placement: Placement, *, beside: Release | None = None, check_room: bool = True
+) -> Resident:
     """Verify, count memory for, load and give a cache to the release in ``directory``.
 
     Args:
         directory: holds ``manifest.json`` and the files that it lists.
         placement: where to and with how much room.
-        beside: the running release, whose unchanged tensors are shared; None for the first one, which must
-            leave room for another.
+        beside: the running release, whose unchanged tensors are shared.
+        check_room: refuse what does not fit; without, it is tried all the same.
 
     Raises:
         IntegrityError: a file differs from the manifest.
@@ -140,14 +155,31 @@ def load_resident(directory: Path, placement: Placement, *, beside: Release | No
         EngineError: it does not fit into memory, or its weights are not finite.
     """
     Manifest.read(directory).verify(directory)
+    if check_room:
+        plan_release(directory, placement).require_room(directory.name)
+    with mapped_one_by_one():
+        release = Release.load(directory, devices=placement.devices)
+        if beside is not None:
+            release.share_unchanged(beside)
+        num_slots, max_context = placement.room(_read_config(directory))
+        return Resident(release, num_slots=num_slots, max_context=max_context)
+
+
+def plan_release(directory: Path, placement: Placement, *, staging: bool = False) -> MemoryPlan:
+    """Count the memory that the release in ``directory`` needs.
+
+    Args:
+        directory: holds the release.
+        placement: where to and with how much room.
+        staging: also count the room of the next release.
+
+    Raises:
+        FormatError: its configuration does not parse.
+    """
     config = _read_config(directory)
-    max_context = min(placement.max_context or config.max_context, config.max_context)
-    room = {"max_batch": placement.max_batch, "max_context": max_context}
-    preflight(config, placement.devices, **room, staging=beside is None)
-    release = Release.load(directory, devices=placement.devices)
-    if beside is not None:
-        release.share_unchanged(beside)
-    return Resident(release, num_slots=placement.max_batch, max_context=max_context)
+    num_slots, max_context = placement.room(config)
+    room = {"max_batch": num_slots, "max_context": max_context}
+    return count_memory(config, placement.devices, **room, staging=staging)
 
 
 def _read_config(directory: Path) -> ModelConfig:
@@ -161,12 +193,17 @@ def _read_config(directory: Path) -> ModelConfig:
 class Resident:
     """A release in memory with room for the sequences that run on it.
 
-    Only the thread that runs the model touches the cache and the slots; ``num_users`` belongs to
+    Only the thread that runs the model touches the cache and what is kept in it; ``num_users`` belongs to
     :class:`~autoglm.engine.versions.Versions`.
 
     Attributes:
         release: what runs.
-        cache: keys and values of ``num_slots`` sequences.
+        max_context: tokens of prompt and answer together.
+        cache: keys and values of ``num_slots`` contexts.
+        pages: which sequence owns which of them.
+        encodings: embedded media.
+        grammars: makes constraints for its tokenizer; safe to use from every thread.
+        key_seed: what the keys of this release's pages begin with.
         num_users: requests that began on this release and have not ended.
     """
 
@@ -174,16 +211,23 @@ class Resident:
         self.release = release
         self.max_context = max_context
         self.cache: KVCache = release.model.new_cache(num_slots, self.max_context)
+        per_slot = self.cache.pages_per_slot
+        self.pages = PagePool(num_slots, per_slot, self.cache.copy_page, self.cache.wipe_page)
+        self.encodings = Encodings()
+        self.grammars = Grammars(release.tokenizer)
+        self.key_seed = release.fingerprint.encode()
         self.num_users = 0
-        self._free_slots = list(range(num_slots))  # a heap
 
-    def take_slot(self) -> int:
-        """Reserve the lowest free slot of the cache: slots without gaps between them decode fastest."""
-        return heapq.heappop(self._free_slots)
+    def pages_for(self, num_tokens: int) -> int:
+        """Return how many pages hold this many tokens."""
+        return -(-num_tokens // self.cache.page)
 
-    def return_slot(self, slot: int, *, is_clean: bool) -> None:
-        """Give a slot back; one that may hold NaN is wiped, since a masked NaN still spoils a sum."""
-        if not is_clean:
-            for tensor in (*self.cache.keys, *self.cache.values, *self.cache.bounds):
-                tensor[slot].zero_()
-        heapq.heappush(self._free_slots, slot)
+    def unload(self) -> None:
+        """Give the memory of weights and cache back, whoever else still holds this object.
+
+        A thread that still computes on it, such as an abandoned self-test, breaks off with an error.
+        """
+        self.cache.drop()
+        self.encodings = Encodings()
+        for tensor in (*self.release.model.parameters(), *self.release.model.buffers()):
+            tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)

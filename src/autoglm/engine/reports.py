@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from autoglm.engine.figures import Histogram
 from autoglm.engine.release import Resident
 from autoglm.engine.selftest import SelfTestReport
 from autoglm.errors import EngineError, HealthError
@@ -17,11 +19,13 @@ class Staged:
         version: what it is.
         resident: the release itself; None once it was swapped in or discarded.
         report: its self-test, once that was run.
+        instead_of: the release to load again if this one is discarded; None when that one is still loaded.
     """
 
     version: str
     resident: Resident | None
     report: SelfTestReport | None = None
+    instead_of: Path | None = None
 
     def held(self) -> Resident:
         """Return the release.
@@ -52,7 +56,8 @@ class SwapReport:
     Attributes:
         from_version: what answered new requests before.
         to_version: what answers them now.
-        pause_s: how long the engine's thread was busy with it, between two steps.
+        pause_s: how long the engine's thread was busy with it, between two steps; in an exclusive swap, how
+            long no release was there to answer.
         in_flight: requests that finish on the release they began with.
     """
 
@@ -76,10 +81,19 @@ class EngineStats:
         finished: ended well.
         cancelled: given up by their callers.
         failed: ended by an error.
-        prompt_tokens: tokens read.
+        prompt_tokens: tokens of the prompts let in.
+        reused_tokens: of these, tokens found in the cache.
         generated_tokens: tokens written.
+        preempted: requests put back into the queue because the pages were used up.
+        pages: pages of the active release's cache.
+        free_pages: of these, pages that no running request holds.
+        kept_pages: pages that another prompt may begin with.
+        encoding_hits: images and clips whose embedding was there already.
+        encoding_misses: images and clips that were embedded.
         steps: steps taken.
         swaps: swaps and rollbacks committed.
+        first_token: seconds from submission to the first token.
+        next_token: seconds between two tokens of a request.
     """
 
     active: str
@@ -92,6 +106,15 @@ class EngineStats:
     cancelled: int
     failed: int
     prompt_tokens: int
+    reused_tokens: int
     generated_tokens: int
+    preempted: int
+    pages: int
+    free_pages: int
+    kept_pages: int
+    encoding_hits: int
+    encoding_misses: int
     steps: int
     swaps: int
+    first_token: Histogram
+    next_token: Histogram

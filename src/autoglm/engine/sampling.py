@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -34,8 +34,11 @@ class Sampling:
         temperature: 0 (greedy) to 2.
         top_p: sample from the smallest set of tokens that holds this probability, in (0, 1].
         top_k: sample from the this many likeliest tokens; 0 means all.
+        min_p: leave out tokens less likely than this share of the likeliest one, 0 to 1.
         presence_penalty: taken once from the logit of each token already generated, -2 to 2.
         frequency_penalty: taken from it once an occurrence, -2 to 2.
+        repetition_penalty: the logit of each token of prompt and answer is divided by it when positive, else
+            multiplied (CTRL, arXiv:1909.05858); above 0, up to 10.
         logit_bias: added to the logit of a token id, -100 to 100.
         seed: the request's own source of chance; None draws a fresh one.
         logprobs: also report the log-probability of each chosen token.
@@ -48,8 +51,10 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
     seed: int | None = None
     logprobs: bool = False
@@ -59,6 +64,8 @@ class Sampling:
         _check_range("temperature", self.temperature, 0.0, 2.0)
         _check_range("top_p", self.top_p, 0.0, 1.0)
         _check_range("top_k", self.top_k, 0, 1 << 20)
+        _check_range("min_p", self.min_p, 0.0, 1.0)
+        _check_range("repetition_penalty", self.repetition_penalty, 1e-2, 10.0)
         _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _check_range("top_logprobs", self.top_logprobs, 0, MAX_TOP_LOGPROBS)
@@ -76,7 +83,7 @@ class Sampling:
     def is_plain(self) -> bool:
         """Whether the choice is a bare argmax, so that a whole batch may be decided at once."""
         adjusted = self.presence_penalty or self.frequency_penalty or self.logit_bias or self.logprobs
-        return self.is_greedy and not adjusted
+        return self.is_greedy and not adjusted and self.repetition_penalty == 1.0
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
@@ -100,10 +107,16 @@ class Choice:
 
 
 class Sampler:
-    """The choices of one request, in order: it remembers what was generated and owns its chance."""
+    """The choices of one request, in order: it remembers what was generated and owns its chance.
 
-    def __init__(self, sampling: Sampling) -> None:
+    Args:
+        sampling: how to choose.
+        prompt_ids: tokens of the prompt, which a repetition penalty counts too.
+    """
+
+    def __init__(self, sampling: Sampling, prompt_ids: Iterable[int] = ()) -> None:
         self.sampling = sampling
+        self._prompt_ids = frozenset(prompt_ids) if sampling.repetition_penalty != 1.0 else frozenset[int]()
         self._counts: Counter[int] = Counter()
         self._chance = torch.Generator()
         if sampling.seed is None:
@@ -111,8 +124,12 @@ class Sampler:
         else:
             self._chance.manual_seed(sampling.seed % (1 << 63))
 
-    def choose(self, logits: Tensor) -> Choice:
+    def choose(self, logits: Tensor, allowed: Tensor | None = None) -> Choice:
         """Choose from the logits (V,) of one position.
+
+        Args:
+            logits: scores of all tokens.
+            allowed: which tokens may be chosen (V,) bool; log-probabilities are those without it.
 
         Raises:
             EngineError: the logits are not finite.
@@ -121,7 +138,10 @@ class Sampler:
         if not all_finite(logits).item():
             raise EngineError("the model computed values that are not finite: the release is broken")
         adjusted = self._penalised(logits)
-        token_id = int(adjusted.argmax()) if self.sampling.is_greedy else self._draw(adjusted)
+        free = adjusted
+        if allowed is not None:
+            free = adjusted.masked_fill(~allowed.to(adjusted.device), -torch.inf)
+        token_id = int(free.argmax()) if self.sampling.is_greedy else self._draw(free)
         return self._record(token_id, adjusted)
 
     def accept(self, token_id: int) -> Choice:
@@ -140,6 +160,8 @@ class Sampler:
 
     def _penalised(self, logits: Tensor) -> Tensor:
         s = self.sampling
+        if s.repetition_penalty != 1.0:
+            logits = self._discouraged(logits, s.repetition_penalty)
         shifts = {token: float(bias) for token, bias in s.logit_bias.items() if 0 <= token < len(logits)}
         if s.presence_penalty or s.frequency_penalty:
             for token, count in self._counts.items():
@@ -150,6 +172,13 @@ class Sampler:
         where = torch.tensor(list(shifts), device=logits.device)
         amount = torch.tensor(list(shifts.values()), device=logits.device)
         return logits.index_add(0, where, amount)
+
+    def _discouraged(self, logits: Tensor, penalty: float) -> Tensor:
+        """Make every token seen so far less likely, or more for a penalty below 1."""
+        seen = [token for token in self._prompt_ids.union(self._counts) if token < len(logits)]
+        where = torch.tensor(seen, dtype=torch.long, device=logits.device)
+        scores = logits[where]
+        return logits.index_copy(0, where, torch.where(scores > 0, scores / penalty, scores * penalty))
 
     def _draw(self, logits: Tensor) -> int:
         """Draw by inverting the cumulative distribution, so that one uniform number decides on any device."""
@@ -167,6 +196,8 @@ class Sampler:
         if self.sampling.top_p < 1.0:
             before = ordered.double().cumsum(-1) - ordered.double()  # (V,) the mass ahead of each token
             kept = min(kept, int((before < self.sampling.top_p).sum()))
+        if self.sampling.min_p:
+            kept = min(kept, int((ordered >= self.sampling.min_p * ordered[0]).sum()))
         return max(1, min(kept, len(ordered)))
 
 

@@ -1,9 +1,10 @@
 """Continuous batching: at every step decide what runs, run it, hand out the tokens.
 
-One step decodes one token for every running sequence, batched by release, and lets waiting sequences in
-(prefill) as slots come free, never more prompt tokens a step than :attr:`Limits.prefill_tokens` so that
-those already running keep their pace. A request that breaks, or whose release computes NaN, fails alone;
-the engine goes on. The scheduler belongs to one thread.
+One step decodes one token for every running sequence, batched by release, and reads at most
+:attr:`Limits.prefill_tokens` of prompts, a long one piece by piece, so that those already running keep their
+pace. Pages are given out as they are needed; when they are used up the newest sequence goes back to the
+queue and is computed again later. A request that breaks, or whose release computes NaN, fails alone; the
+engine goes on. The scheduler belongs to one thread.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from autoglm.engine.figures import Counters
 from autoglm.engine.generation import Finished
-from autoglm.engine.release import Resident
+from autoglm.engine.release import Placement, Resident
 from autoglm.engine.sampling import Choice, all_finite
 from autoglm.engine.sequence import Sequence, WaitingQueue
 from autoglm.errors import EngineError
@@ -28,11 +30,20 @@ class Limits:
 
     Attributes:
         max_batch: sequences that run at the same time, over all releases.
-        prefill_tokens: prompt tokens let in a step; one prompt always is.
+        prefill_tokens: prompt tokens read in a step, in whole pages; an image or a clip is read whole.
+        idle_tokens: the same in a step that writes no token, where nobody waits for the next one; None: no
+            more than otherwise.
     """
 
     max_batch: int = 8
-    prefill_tokens: int = 512
+    prefill_tokens: int = 128
+    idle_tokens: int | None = None
+
+    @classmethod
+    def of(cls, placement: Placement) -> Limits:
+        """Choose for devices: a CPU is busy with few tokens, a GPU wants many at once."""
+        tokens = 128 if placement.devices[0].type == "cpu" else 1024
+        return cls(placement.max_batch, tokens, 4 * tokens)
 
 
 @dataclass(frozen=True)
@@ -41,29 +52,17 @@ class Batch:
 
     Attributes:
         resident: the release.
-        sequences: who takes part; exactly one when ``is_prefill``.
-        is_prefill: whether the prompt is read (first token) or one token is decoded.
+        sequences: who takes part; exactly one when a piece is read.
+        piece: tokens (start, stop) of the prompt to read; None: one token is decoded for each.
     """
 
     resident: Resident
     sequences: tuple[Sequence, ...]
-    is_prefill: bool = False
+    piece: tuple[int, int] | None = None
 
 
-Outcome = Choice | EngineError
+Outcome = Choice | EngineError | None  # None: the prompt is not read to its end
 OnEnd = Callable[[Sequence, Finished | EngineError], None]
-
-
-@dataclass
-class Counters:
-    """What a scheduler has done since it was made; plain numbers, read by any thread."""
-
-    steps: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    finished: int = 0
-    cancelled: int = 0
-    failed: int = 0
 
 
 class Scheduler:
@@ -96,26 +95,64 @@ class Scheduler:
         self.counters.steps += 1
 
     def schedule(self) -> Iterator[Batch]:
-        """Yield what this step runs: a decode batch a release, then the prompts let in."""
-        running = sorted(self.running, key=lambda sequence: (id(sequence.resident), sequence.slot))
-        for _, group in groupby(running, key=lambda sequence: id(sequence.resident)):
+        """Yield what this step runs: a decode batch a release, then pieces of prompts."""
+        decoding = [s for s in tuple(self.running) if s.is_decoding and self._make_room(s, s.num_tokens)]
+        ready = sorted((s for s in decoding if s.table), key=_place)
+        for _, group in groupby(ready, key=lambda sequence: id(sequence.resident)):
             sequences = tuple(group)
             yield Batch(sequences[0].resident, sequences)
         tokens_left = self._limits.prefill_tokens
-        while tokens_left > 0 and len(self.running) < self._limits.max_batch:
-            sequence = self.waiting.take()
-            if sequence is None:
+        if not ready:
+            tokens_left = self._limits.idle_tokens or tokens_left
+        while tokens_left > 0 and (sequence := self._next_reader()):
+            start, stop = sequence.next_piece(tokens_left)
+            if not self._make_room(sequence, stop):
                 return
-            tokens_left -= sequence.num_prompt_tokens
-            sequence.slot = sequence.resident.take_slot()
-            self.running.append(sequence)
-            yield Batch(sequence.resident, (sequence,), is_prefill=True)
+            tokens_left -= stop - start
+            yield Batch(sequence.resident, (sequence,), (start, stop))
+
+    def _next_reader(self) -> Sequence | None:
+        """Return the first sequence whose text is not read to its end, a waiting one if there is room."""
+        reading = next((s for s in self.running if not s.is_decoding and s.num_cached < s.num_tokens), None)
+        return reading or self._admit()
+
+    def _admit(self) -> Sequence | None:
+        """Let the first waiting sequence in, with the pages that are in the cache already."""
+        if len(self.running) >= self._limits.max_batch or (sequence := self.waiting.take()) is None:
+            return None
+        pool, keys = sequence.resident.pages, sequence.reusable_keys
+        keys = keys[: pool.find(keys)]
+        if not pool.has_room(keys, sequence.resident.pages_for(sequence.num_tokens)):
+            self.waiting.put_back(sequence)
+            return None
+        sequence.enter(pool.open(keys))
+        self.running.append(sequence)
+        if not sequence.token_ids:
+            self.counters.prompt_tokens += sequence.num_prompt_tokens
+            self.counters.reused_tokens += sequence.num_cached
+        return sequence
+
+    def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Give a sequence pages for this many tokens; return False when it had to give up its own."""
+        pool, needed = sequence.resident.pages, sequence.resident.pages_for(num_tokens)
+        while sequence.table is not None and len(sequence.table) < needed:
+            if not pool.grow(sequence.table):
+                self._preempt(sequence.resident)
+        return sequence.table is not None
+
+    def _preempt(self, resident: Resident) -> None:
+        """Put the newest sequence of a release back into the queue; its tokens are computed again later."""
+        newest = next(s for s in reversed(self.running) if s.resident is resident)
+        self.running.remove(newest)
+        newest.leave()
+        self.waiting.put_back(newest)
+        self.counters.preempted += 1
 
     def run(self, batch: Batch) -> list[Outcome]:
         """Compute the next token of each sequence of a batch, or why there is none."""
         try:
-            logits = _prefill(batch) if batch.is_prefill else _decode(batch)
-            return _choose(batch.sequences, logits)
+            logits = _decode(batch) if batch.piece is None else _read(batch.sequences[0], *batch.piece)
+            return [None] if logits is None else _choose(batch.sequences, logits)
         except EngineError as error:
             return [error for _ in batch.sequences]
         except Exception as error:  # noqa: BLE001 - whatever breaks ends these requests, never the engine
@@ -125,17 +162,29 @@ class Scheduler:
 
     def postprocess(self, batch: Batch, outcomes: list[Outcome]) -> None:
         """Hand the tokens to their callers and end what is complete."""
-        self.counters.prompt_tokens += batch.sequences[0].num_prompt_tokens if batch.is_prefill else 0
+        if batch.piece is not None:
+            self.counters.computed_tokens += batch.piece[1] - batch.piece[0]
         for sequence, outcome in zip(batch.sequences, outcomes, strict=True):
             if isinstance(outcome, EngineError):
                 self.fail(sequence, outcome)
                 continue
-            self.counters.generated_tokens += 1
-            events = sequence.append(outcome)
-            if events and isinstance(events[-1], Finished):
-                self._leave(sequence, events[-1])
-            for event in events:
-                sequence.generation.deliver(event)
+            sequence.advance(sequence.num_tokens if batch.piece is None else batch.piece[1])
+            if outcome is not None:
+                self._hand_out(sequence, outcome)
+
+    def _hand_out(self, sequence: Sequence, choice: Choice) -> None:
+        self.counters.generated_tokens += 1
+        seconds, is_first = sequence.since_last_token()
+        (self.counters.first_token if is_first else self.counters.next_token).add(seconds)
+        try:
+            events = sequence.append(choice)
+        except EngineError as error:  # the form of the answer cannot be followed any further
+            self.fail(sequence, error)
+            return
+        if events and isinstance(events[-1], Finished):
+            self._leave(sequence, events[-1])
+        for event in events:
+            sequence.generation.deliver(event)
 
     def fail(self, sequence: Sequence, error: EngineError) -> None:
         """End a sequence with an error for its caller."""
@@ -157,32 +206,49 @@ class Scheduler:
             sequence.generation.deliver(finished)
 
     def _leave(self, sequence: Sequence, ending: Finished | EngineError) -> None:
-        """Free the slot and settle the books; the caller may be told after this."""
+        """Free the pages and settle the books; the caller may be told after this."""
         is_failed = isinstance(ending, EngineError)
-        if sequence.slot >= 0:
+        if sequence.table is not None:
             self.running.remove(sequence)
-            sequence.resident.return_slot(sequence.slot, is_clean=not is_failed)
-            sequence.slot = -1
+            sequence.leave(is_clean=not is_failed)
         self.counters.failed += is_failed
         self.counters.cancelled += sequence.reason == "cancelled"
         self.counters.finished += sequence.reason in ("stop", "length")
         self._on_end(sequence, ending)
 
 
-def _prefill(batch: Batch) -> Tensor:
-    """Read one prompt; return the logits (1, V) after it."""
-    model, sequence = batch.resident.release.model, batch.sequences[0]
-    hidden = model.prefill(sequence.prompt, batch.resident.cache, sequence.slot)  # (D,)
-    return model.logits(hidden[None])
+def _place(sequence: Sequence) -> tuple[int, int]:
+    """Return what sequences are sorted by before they decode: by release, then as they lie in its cache."""
+    table = sequence.table
+    return id(sequence.resident), table.pages[0] if table else -1
+
+
+def _read(sequence: Sequence, start: int, stop: int) -> Tensor | None:
+    """Read a piece of a text; return the logits (1, V) after it when it was the last one."""
+    hidden = sequence.read(start, stop)  # (D,)
+    return sequence.resident.release.model.logits(hidden[None]) if stop == sequence.num_tokens else None
 
 
 def _decode(batch: Batch) -> Tensor:
-    """Advance each sequence by its last token; return the logits (B, V)."""
-    model = batch.resident.release.model
-    rows = [(s.token_ids[-1], s.position, s.slot, s.num_cached) for s in batch.sequences]
-    token_ids, positions, slots, lengths = torch.tensor(rows).T.contiguous()  # each (B,)
-    hidden = model.decode(token_ids, positions, batch.resident.cache, slots, lengths)  # (B, D)
-    return model.logits(hidden)
+    """Advance each sequence by its last token; return the logits (B, V).
+
+    A row that is not finite is computed again alone: a view of neighbouring rows is padded with what lies
+    behind the shorter ones, which may be another's page, and 0 times NaN is NaN.
+    """
+    logits = _advance(batch.resident, batch.sequences)
+    if len(batch.sequences) > 1:
+        for row in (~all_finite(logits)).nonzero()[:, 0].tolist():
+            logits[row] = _advance(batch.resident, batch.sequences[row : row + 1])[0]
+    return logits
+
+
+def _advance(resident: Resident, sequences: tuple[Sequence, ...]) -> Tensor:
+    """Run one decode step; return the logits (B, V)."""
+    model = resident.release.model
+    ids, positions = torch.tensor([(s.token_ids[-1], s.position) for s in sequences]).T.contiguous()  # (B,)
+    tables = [s.table for s in sequences if s.table is not None]
+    rows = resident.cache.rows(tables, [s.num_tokens for s in sequences])
+    return model.logits(model.decode(ids, positions, resident.cache, rows))
 
 
 def _choose(sequences: tuple[Sequence, ...], logits: Tensor) -> list[Outcome]:
@@ -194,8 +260,16 @@ def _choose(sequences: tuple[Sequence, ...], logits: Tensor) -> list[Outcome]:
         if not finite[row]:
             version = sequence.resident.release.version
             outcomes.append(EngineError(f"release {version} computed values that are not finite"))
-        elif sequence.sampler.sampling.is_plain:
+        elif sequence.sampler.sampling.is_plain and sequence.constraint is None:
             outcomes.append(sequence.sampler.accept(likeliest[row]))
         else:
-            outcomes.append(sequence.sampler.choose(logits[row]))
+            outcomes.append(_choose_one(sequence, logits[row]))
     return outcomes
+
+
+def _choose_one(sequence: Sequence, logits: Tensor) -> Outcome:
+    """Choose a token from logits (V,) under the sequence's settings and the form of its answer."""
+    try:
+        return sequence.sampler.choose(logits, sequence.allowed(len(logits)))
+    except EngineError as error:
+        return error

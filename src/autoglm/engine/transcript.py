@@ -24,11 +24,15 @@ class Markers:
         kinds: marker token -> what follows it.
         ends: tokens that end the turn; a control token that opens another turn ends this one too.
         assistant: token that opens the assistant's turn.
+        end_think: token that ends a thought.
+        answer: token that opens an answer.
     """
 
     kinds: dict[int, Kind]
     ends: frozenset[int]
     assistant: int
+    end_think: int
+    answer: int
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Markers:
@@ -38,6 +42,8 @@ class Markers:
             kinds={t.think: "thought", t.end_think: "answer", t.answer: "answer"},
             ends=frozenset({t.eos, t.end_answer, t.bos, t.pad, t.system, t.user, t.assistant, t.tool}),
             assistant=t.assistant,
+            end_think=t.end_think,
+            answer=t.answer,
         )
 
     def opening(self, prompt_ids: Sequence[int]) -> Kind:
@@ -68,6 +74,11 @@ class Transcript:
         self._kind: Kind = opening
         self._stop = tuple(stop)
         self._open_part()
+
+    @property
+    def kind(self) -> Kind:
+        """What the next token belongs to."""
+        return self._kind
 
     def _open_part(self) -> None:
         self._decoder = self._tokenizer.stream()

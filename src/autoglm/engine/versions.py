@@ -16,7 +16,7 @@ class Versions:
     """The table of resident releases; safe to use from every thread."""
 
     def __init__(self, active: Resident) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._active = active
         self._previous: Resident | None = None
         self._retiring: list[Resident] = []
@@ -58,6 +58,18 @@ class Versions:
         with self._lock:
             resident.num_users -= 1
             self._collect()
+            self._lock.notify_all()
+
+    def wait_unused(self, seconds: float) -> bool:
+        """Wait until no request holds any release; return False when that took longer than ``seconds``."""
+        with self._lock:
+            return self._lock.wait_for(lambda: not self._retiring and not self._num_users(), seconds)
+
+    def put_in(self, resident: Resident) -> None:
+        """Make ``resident`` active and keep nothing to go back to."""
+        with self._lock:
+            self._retire(self._previous)
+            self._previous, self._active = None, resident
 
     def promote(self, resident: Resident) -> None:
         """Make ``resident`` active and keep the present one as the previous."""
@@ -82,6 +94,9 @@ class Versions:
         with self._lock:
             self._retire(self._previous)
             self._previous = None
+
+    def _num_users(self) -> int:
+        return sum(resident.num_users for resident in self._named())
 
     def _named(self) -> list[Resident]:
         return [self._active] if self._previous is None else [self._active, self._previous]

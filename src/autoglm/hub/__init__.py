@@ -12,7 +12,8 @@ signed elsewhere; only a hub that made all keys on this machine signs those too.
 
 from autoglm.hub.audit import LOCAL, Actor
 from autoglm.hub.decision import Choice, Snapshot, decide
-from autoglm.hub.hub import PACKAGE_PATH, TRUST_FOLDER, Hub
+from autoglm.hub.hub import PACKAGE_PATH, Hub
+from autoglm.hub.parts import TRUST_FOLDER, raise_versions
 from autoglm.hub.records import (
     Audience,
     Claims,
@@ -26,7 +27,7 @@ from autoglm.hub.records import (
 )
 from autoglm.hub.rollout_control import RolloutControl, Wanted
 from autoglm.hub.stages import DEFAULT_STAGES
-from autoglm.hub.supervision import WorkerProcess
+from autoglm.hub.supervision import WorkerProcess, check_worker
 from autoglm.hub.timer import GuardTimer
 
 __all__ = [
@@ -51,5 +52,7 @@ __all__ = [
     "Snapshot",
     "Wanted",
     "WorkerProcess",
+    "check_worker",
     "decide",
+    "raise_versions",
 ]

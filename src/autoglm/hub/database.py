@@ -2,8 +2,11 @@
 
 What it guarantees: a write transaction is whole or not there, whatever is killed; two writers wait for
 each other instead of failing; after :meth:`Database.write` returns, the change survives a power cut.
-SQLite in WAL mode, through SQLAlchemy; every error of the database becomes a
-:class:`~autoglm.errors.StorageError` here.
+SQLite in WAL mode or PostgreSQL, through SQLAlchemy; every error of the database becomes a
+:class:`~autoglm.errors.StorageError` here, or an :class:`~autoglm.errors.UnstorableError` where the value is
+at fault. A transaction whose connection broke is not there, but for one
+that broke while it was committed: that one may be there, whole. Everything that the hub writes can be
+written again, so the caller repeats it.
 
     >>> database = Database(f"sqlite:///{path}")                     # doctest: +SKIP
     >>> with database.write() as session: session.add(row)           # doctest: +SKIP
@@ -12,92 +15,48 @@ SQLite in WAL mode, through SQLAlchemy; every error of the database becomes a
 from __future__ import annotations
 
 import contextlib
-import sqlite3
-import threading
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any, cast
 
 import alembic.command
 import alembic.config
-from sqlalchemy import Engine, create_engine, event, inspect, select, text, update
-from sqlalchemy.engine import Connection, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy import inspect, select, text, update
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DataError
 from sqlalchemy.orm import Session
 
-from autoglm.errors import ConfigError, DiskFullError, StorageError
+from autoglm.errors import StorageError, UnstorableError
+from autoglm.hub.dialects import ERRORS, WRITERS, dialect_of
 from autoglm.hub.tables import RevisionRow
 
-HEAD = "0003"
-_BUSY_MS = 30_000
-# SQLAlchemy wraps what the driver raises, but not while a connection is being configured.
-_ERRORS = (DBAPIError, sqlite3.Error)
-
-
-def _storage_error(error: Exception) -> StorageError:
-    cause = str(error.orig if isinstance(error, DBAPIError) else error)
-    if "full" in cause:
-        return DiskFullError("no space left for the hub's database: free some; nothing was lost")
-    if "not a database" in cause or "malformed" in cause:
-        return StorageError(f"the hub's database is damaged ({cause}): restore it from a backup")
-    return StorageError(f"the hub's database refused: {cause}")
-
-
-def _configure(connection: Any, _record: Any) -> None:
-    # We say BEGIN ourselves: the driver would begin too late, and never for DDL.
-    connection.isolation_level = None
-    connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
-    connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute("PRAGMA synchronous = FULL")
-
-
-def _begin(connection: Connection) -> None:
-    writing = connection.get_execution_options().get("writing", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+HEAD = "0005"
+DECIDED = "decided"
+"""Key of ``Session.info``: the transaction alters a decision, whatever :meth:`Database.write` was told."""
 
 
 class Database:
-    """One SQLite file, shared by any number of threads and processes of one machine."""
+    """The tables of one hub or of several, shared by any number of threads and processes."""
 
     def __init__(self, url: str) -> None:
-        """Connect and bring the tables up to date. Two processes must not do this at the same moment.
+        """Connect and bring the tables up to date. On SQLite two processes must not do this at once.
 
         Raises:
-            ConfigError: the URL is none of an SQLite file.
-            StorageError: the database is damaged, or a newer version of this program made it.
+            ConfigError: the URL is none of a database that the hub knows.
+            StorageError: the database is damaged or not reached, or a newer version of this program made it.
         """
-        self._reader = self._connect(url)
-        self._writer = self._reader.execution_options(writing=True)
-        self._watch_lock = threading.Lock()
+        self._dialect = dialect_of(url)
         try:
             self._migrate()
-            self._watch: Any = self._reader.raw_connection()
-        except _ERRORS as error:
-            self._reader.dispose()
-            raise _storage_error(error) from error
+            self._dialect.open()
+        except ERRORS as error:
+            self._dialect.close()
+            raise self._dialect.explain(error) from error
         except StorageError:
-            self._reader.dispose()
+            self._dialect.close()
             raise
 
-    @staticmethod
-    def _connect(url: str) -> Engine:
-        try:
-            parsed = make_url(url)
-        except ArgumentError as error:
-            raise ConfigError(f"hub: database_url {url!r} is not a database URL") from error
-        if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
-            raise ConfigError(
-                "hub: database_url must name an SQLite file, such as sqlite:////var/lib/hub.sqlite"
-            )
-        engine = create_engine(parsed, pool_size=8, max_overflow=-1)
-        event.listen(engine, "connect", _configure)
-        event.listen(engine, "begin", _begin)
-        return engine
-
     def _migrate(self) -> None:
-        with contextlib.closing(self._reader.raw_connection()) as raw:
-            cast("Any", raw).execute("PRAGMA journal_mode = WAL")
-        with self._writer.begin() as connection:
+        with self._dialect.writer(WRITERS).begin() as connection:
             found = self._schema_version(connection)
             if found is not None and found > HEAD:
                 raise StorageError(
@@ -121,8 +80,7 @@ class Database:
 
     def close(self) -> None:
         """Give all connections back."""
-        self._watch.close()
-        self._reader.dispose()
+        self._dialect.close()
 
     @contextlib.contextmanager
     def read(self) -> Generator[Session]:
@@ -130,45 +88,66 @@ class Database:
 
         Raises:
             StorageError: the database refused.
+            UnstorableError: a value was asked for that this database cannot hold.
         """
-        try:
-            with Session(self._reader) as session, session.begin():
-                yield session
-        except _ERRORS as error:
-            raise _storage_error(error) from error
+        with self._translated(), Session(self._dialect.reader) as session, session.begin():
+            yield session
 
     @contextlib.contextmanager
     def write(self, *, decides: bool = True) -> Generator[Session]:
         """Change the database in one durable transaction; an exception in the block undoes all of it.
 
         Args:
-            decides: whether the change can alter a decision, so that every process reads its snapshot again.
+            decides: whether the change can alter a decision, so that every process reads its snapshot again;
+                the block may still say so by :data:`DECIDED`.
 
         Raises:
             DiskFullError: no room.
             StorageError: the database refused.
+            UnstorableError: this database cannot hold a value.
         """
-        try:
-            with Session(self._writer) as session, session.begin():
-                yield session
-                if decides:
-                    session.execute(update(RevisionRow).values(number=RevisionRow.number + 1))
-        except _ERRORS as error:
-            raise _storage_error(error) from error
+        writer = self._dialect.writer(WRITERS)
+        with self._translated(), Session(writer) as session, session.begin():
+            yield session
+            if decides := decides or DECIDED in session.info:
+                session.execute(update(RevisionRow).values(number=RevisionRow.number + 1))
+                self._dialect.announce(session)
+        if decides:
+            self._dialect.announced()
 
-    def change_mark(self) -> int:
-        """Return a number that differs from the last one if anyone has changed the database since.
+    @contextlib.contextmanager
+    def exclusively(self, lock: str) -> Generator[Session]:
+        """Hold a lock of all processes, and one durable transaction, for the length of the block.
 
-        It costs a few microseconds and reads no table, so that every update check may ask.
+        Only those who name the same lock wait for each other; on SQLite every writer does.
 
         Raises:
             StorageError: the database refused.
         """
+        with self._translated(), Session(self._dialect.writer(lock)) as session, session.begin():
+            yield session
+
+    @contextlib.contextmanager
+    def _translated(self) -> Generator[None]:
         try:
-            with self._watch_lock:
-                return self._watch.execute("PRAGMA data_version").fetchone()[0]
-        except _ERRORS as error:
-            raise _storage_error(error) from error
+            yield
+        except DataError as error:  # a value that this database cannot hold: trying again would not help
+            why = str(error.orig).partition("\n")[0]  # further lines would show the statement
+            raise UnstorableError(f"a value cannot be stored: {why}") from error
+        except ERRORS as error:
+            raise self._dialect.explain(error) from error
+
+    def change_mark(self) -> int:
+        """Return a number that differs from the last one if anyone has changed a decision since.
+
+        It costs a few microseconds and reads no table, so that every update check may ask. A change of
+        another process is noticed at once on SQLite, within about a second on PostgreSQL.
+
+        Raises:
+            StorageError: the database refused, or does not answer.
+        """
+        with self._translated():
+            return self._dialect.change_mark()
 
     @staticmethod
     def revision(session: Session) -> int:

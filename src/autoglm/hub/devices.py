@@ -11,14 +11,14 @@ import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import Table, select
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from autoglm.errors import StorageError
+from autoglm.errors import StorageError, UnstorableError
 from autoglm.hub.database import Database
+from autoglm.hub.dialects import insert_into
 from autoglm.hub.guard import watch
 from autoglm.hub.history import note_change, note_versions
 from autoglm.hub.ledger import queue_pair
@@ -107,6 +107,7 @@ class Devices:
                 _log.warning("Device sightings wait to be written: %s", error)
                 self._stop.wait(FLUSH_SECONDS)
             except (
+                UnstorableError,
                 ValueError,
                 OverflowError,
             ):  # one batch is lost; without this thread all that follow would be
@@ -160,11 +161,12 @@ class Devices:
         self._work.set()
 
     def _put_seen(self, session: Session, rows: Sequence[Sighting]) -> None:
-        statement = insert(_table(DeviceRow))
+        statement = insert_into(session, DeviceRow)
         new = statement.excluded
         upsert = statement.on_conflict_do_update(
             index_elements=["model", "variant", "device_id"],
             set_={name: new[name] for name in ("version", "manifest_sha256", "seen_at")},
+            where=DeviceRow.seen_at <= new["seen_at"],  # another hub may have seen it later
         )
         if rows:
             seen = [(row.device_id, row.version, row.seen_at) for row in rows]
@@ -266,10 +268,6 @@ class Devices:
             return [Device(*row) for row in session.execute(newest.limit(limit))]
 
 
-def _table(row: type[DeviceRow] | type[OfferRow] | type[EventRow]) -> Table:
-    return cast("Table", row.__table__)
-
-
 def _advance(device: DeviceRow, event: Event) -> None:
     device.last_seq = event.seq
     device.state, device.result, device.code = event.state, event.result, event.code
@@ -278,10 +276,11 @@ def _advance(device: DeviceRow, event: Event) -> None:
 
 
 def _put_offers(session: Session, offers: Mapping[tuple[int, str], Sighting]) -> None:
-    statement = insert(_table(OfferRow))
+    statement = insert_into(session, OfferRow)
     upsert = statement.on_conflict_do_update(
         index_elements=["rollout_id", "device_id"],
         set_={name: statement.excluded[name] for name in ("attempt_id", "offered_at", "heard_at")},
+        where=OfferRow.offered_at <= statement.excluded["offered_at"],
     )
     rows = [
         {
@@ -313,7 +312,7 @@ def _rollout_states(session: Session, events: Iterable[Event]) -> Mapping[int, s
 
 def _put_events(session: Session, batch: EventBatch, known: set[int], now: float) -> None:
     rows = [_event_row(batch.device_id, event, known, now) for event in batch.events]
-    once = insert(_table(EventRow)).on_conflict_do_nothing(index_elements=["device_id", "event_id"])
+    once = insert_into(session, EventRow).on_conflict_do_nothing(index_elements=["device_id", "event_id"])
     if rows:
         session.execute(once, rows)
 

@@ -2,7 +2,8 @@
 
 What it guarantees: a code is used at most as often as it says, however many devices send it at once; a use is
 only spent when a device was registered; a device whose answer was lost gets a token when it asks again with
-the same request; nobody takes over a device that is registered; groups and region are those of the
+the same request; nobody takes over a device that is registered or
+has a token from an operator; groups and region are those of the
 administrator or of the code, never those that a device names.
 """
 
@@ -25,12 +26,14 @@ from autoglm.hub.credentials import digest, new_code, new_token, read_code
 from autoglm.hub.database import Database
 from autoglm.hub.records import Claims
 from autoglm.hub.tables import DeviceRow, TokenRow
-from autoglm.hub.tokens import add_token, check_places, revoke_rows, withdraw
+from autoglm.hub.tokens import REGISTERED, add_token, check_places, revoke_rows, withdraw
 from autoglm.releases import RegistrationAnswer, RegistrationRequest, is_device_id
 
 MAX_USES = 1_000_000
+OWN_ENGINE = "service"
+"""The device id of the engine beside the hub, which needs no token."""
 MIN_SECONDS, MAX_SECONDS = 60.0, 366 * 86400.0
-_ID = re.compile(r"i([1-9][0-9]{0,9})")
+_ID = re.compile(r"i([1-9][0-9]{0,8})")  # no id that the database could not hold
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,10 @@ class Enrolment:
 
         Raises:
             ConfigError: a group or the region is no name.
-            ConflictError: it is registered already, and no new token was asked for.
+            ConflictError: it is registered already, and no new token was asked for; or it is the hub's own.
             StorageError: the database refused.
         """
+        _refuse_own_engine(request.device_id)
         check_places(request.groups, request.region)
         now = self._clock()
         with self._database.write(decides=self._has_tokens(request.device_id)) as session:
@@ -241,11 +245,12 @@ class Enrolment:
 
         Raises:
             PermissionDeniedError: the code is mistyped, unknown, used up, expired or revoked.
-            ConflictError: the device is registered already.
+            ConflictError: the device is registered, has a token from an operator, or is the hub's own.
             StorageError: the database refused; no use of the code is spent.
         """
         if (code := read_code(request.code or "")) is None:
             raise PermissionDeniedError("this is no enrolment code: it is mistyped or cut off")
+        _refuse_own_engine(request.device_id)
         now = self._clock()
         with self._database.write(decides=self._has_tokens(request.device_id)) as session:
             row, invite = session.get(RegistrationRow, request.device_id), _invite_of(session, code)
@@ -256,6 +261,7 @@ class Enrolment:
                 row = _add(session, request, invite.groups, invite.region, f"i{invite.id}", now, invite.id)
             elif not _is_live(invite, now):
                 raise _refusal(invite, now)
+            _leave_to_operator(session, request.device_id, now)
             actor = Actor(f"i{invite.id}", "code", address)
             return self._give_token(session, row, actor, "device.enrol", now)
 
@@ -266,7 +272,7 @@ class Enrolment:
         """Make the device's one token; those that it had prove nothing any more."""
         revoked = revoke_rows(session, now, TokenRow.device_id == row.device_id)
         token = new_token()
-        made = add_token(session, token, Claims("device", "registered", row.device_id), now, actor.name)
+        made = add_token(session, token, Claims("device", REGISTERED, row.device_id), now, actor.name)
         details: dict[str, Any] = {"groups": list(row.groups), "region": row.region, "token": f"t{made.id}"}
         if revoked:
             details["tokens_revoked"] = len(revoked)
@@ -284,6 +290,24 @@ def _taken(device_id: str) -> ConflictError:
     return ConflictError(
         f"{device_id} is registered already: move it to change its groups, ask for a new token, or forget it"
     )
+
+
+def _refuse_own_engine(device_id: str) -> None:
+    if device_id == OWN_ENGINE:
+        raise ConflictError(f"{OWN_ENGINE!r} is the hub's own engine: name the device otherwise")
+
+
+def _leave_to_operator(session: Session, device_id: str, now: float) -> None:
+    """See that no code revokes a token that somebody made for the device.
+
+    Raises:
+        ConflictError: there is a live one that did not come from a code.
+    """
+    lasting = TokenRow.expires_at.is_(None) | (TokenRow.expires_at > now)
+    live = (TokenRow.device_id == device_id, TokenRow.revoked_at.is_(None), lasting)
+    made = session.execute(select(TokenRow.name, TokenRow.created_by).where(*live)).all()
+    if any(name != REGISTERED or not _ID.fullmatch(maker) for name, maker in made):
+        raise ConflictError(f"{device_id} has a token from an operator: revoke that before it enrols")
 
 
 def _find(session: Session, device_id: str) -> RegistrationRow:

@@ -79,7 +79,7 @@ def explain(
         NotFoundError: the hub has never seen it, and no version was given.
     """
     request = _request(session, snapshot, device_id, version)
-    claims = device_claims(session, device_id).get(device_id, Claims("device"))
+    claims = device_claims(session, now, device_id).get(device_id, Claims("device"))
     choice = decide(snapshot, request, claims, now)
     rows = of_hub(session, snapshot.model, snapshot.variant)
     return Explanation(
@@ -91,7 +91,7 @@ def explain(
         target=None if choice.rule is None else choice.rule.release.version,
         rollout_id=None if choice.rule is None else choice.rule.rollout_id,
         failed=request.failed,
-        rules=tuple(_part(session, row, request, claims) for row in rows if row.state != "aborted"),
+        rules=tuple(_part(session, snapshot, row, request, claims) for row in rows if row.state != "aborted"),
     )
 
 
@@ -117,11 +117,14 @@ def _request(session: Session, snapshot: Snapshot, device_id: str, version: str 
     )
 
 
-def _part(session: Session, row: RolloutRow, request: UpdateRequest, claims: Claims) -> dict[str, Any]:
+def _part(
+    session: Session, snapshot: Snapshot, row: RolloutRow, request: UpdateRequest, claims: Claims
+) -> dict[str, Any]:
     """Return whether and why one roll-out is for the device."""
     release = session.get_one(ReleaseRow, row.release_id)
     rule = rule_of(row, Offerable(release.version, release.counter, release.manifest_sha256))
     outside = rule.exclusion(request.device_id, claims, request.current_version)
+    runs = snapshot.releases.get(request.current_version or "")
     if row.state not in OFFERING:
         outside = f"it is {row.state}" + (f": {row.reason}" if row.reason else "")
     elif release.version in request.failed:
@@ -134,5 +137,6 @@ def _part(session: Session, row: RolloutRow, request: UpdateRequest, claims: Cla
         "bucket": bucket(row.salt, request.device_id),
         "basis_points": row.basis_points,
         "is_in": outside is None,
-        "why": outside or "in",
+        "why": outside
+        or ("in" if not runs or runs.counter < release.counter else "it has that or a newer one"),
     }

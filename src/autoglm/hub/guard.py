@@ -117,19 +117,35 @@ def next_step(session: Session, row: RolloutRow, now: float, people: _Lazily) ->
 
 
 def _after_soak(session: Session, row: RolloutRow, counts: Counts, people: _Lazily) -> Step:
-    plan, counter = plan_of(row), session.get_one(ReleaseRow, row.release_id).counter
-    is_last = row.stage >= plan.last
-    if counts.newly_offered == 0 and not is_last:
-        here = first_open_stage(people(), row, counter, row.stage)
-        return Step("hold", NOBODY_ASKED) if here == row.stage else Step("advance", None, here)
-    if (reason := hold_reason(counts, plan.next_points(row.stage))) is not None:
+    if counts.offered == 0 and not people().devices:
+        return Step("hold", NOBODY_ASKED)
+    target = _target(session, row, people)
+    if (reason := _missing(session, row, counts, target, people)) is not None:
         return Step("hold", reason)
-    if is_last:
-        return Step("finish")
-    return Step("advance", None, first_open_stage(people(), row, counter, row.stage + 1))
+    return Step("finish") if target is None else Step("advance", None, target)
 
 
-NOBODY_ASKED = "no device of this stage has asked yet"
+def _target(session: Session, row: RolloutRow, people: _Lazily) -> int | None:
+    """Return the stage that comes after the present one, None after the last."""
+    if row.stage >= plan_of(row).last:
+        return None
+    counter = session.get_one(ReleaseRow, row.release_id).counter
+    return first_open_stage(people(), row, counter, row.stage + 1)
+
+
+def _missing(
+    session: Session, row: RolloutRow, counts: Counts, target: int | None, people: _Lazily
+) -> str | None:
+    """Return what is still missing before ``target``: empty stages on the way there prove nothing."""
+    if target is None:
+        return hold_reason(counts, None)
+    counter = session.get_one(ReleaseRow, row.release_id).counter
+    if counts.offered == 0 and first_open_stage(people(), row, counter, 0) > row.stage:
+        return None  # nobody can be in any stage so far: it begins where its first device is, as if made now
+    return hold_reason(counts, plan_of(row).reach(target)[0])
+
+
+NOBODY_ASKED = "no device has asked yet"
 
 
 def _judged(session: Session, row: RolloutRow) -> Counts:
@@ -211,16 +227,20 @@ def describe(session: Session, row: RolloutRow, now: float) -> Rollout:
         judged=(counts.results, counts.failed),
         lower_bound=wilson_lower(counts.failed, counts.results) if counts.results else None,
         regressions=regressions,
-        holding=None if left is None else _holding(counts, row),
+        holding=None if left is None else _holding(session, row, counts, now),
         reason=row.reason,
         rollback_of=None if row.rollback_of is None else rollout_name(row.rollback_of),
     )
 
 
-def _holding(counts: Counts, row: RolloutRow) -> str | None:
-    if counts.newly_offered == 0 and row.stage < plan_of(row).last:
+def _holding(session: Session, row: RolloutRow, counts: Counts, now: float) -> str | None:
+    if counts.offered == 0:
         return NOBODY_ASKED
-    return hold_reason(counts, plan_of(row).next_points(row.stage))
+    if now < row.stage_at + row.soak_s:  # the stage is not over: reading the whole fleet would be for nothing
+        return hold_reason(counts, plan_of(row).next_points(row.stage))
+    release = session.get_one(ReleaseRow, row.release_id)
+    people = _Lazily(session, release.model, release.variant, now)
+    return _missing(session, row, counts, _target(session, row, people), people)
 
 
 def _ever(session: Session, row: RolloutRow) -> Counts:

@@ -14,9 +14,11 @@ about a second.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import secrets
+import socket
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -28,12 +30,14 @@ from autoglm import files
 from autoglm.errors import NotFoundError, PermissionDeniedError
 from autoglm.hub.audit import LOCAL, Actor, AuditLog
 from autoglm.hub.behind import WriteBehind
-from autoglm.hub.database import Database
 from autoglm.hub.decision import Choice, decide
 from autoglm.hub.devices import Devices, Sighting
+from autoglm.hub.dialects import is_shared
 from autoglm.hub.enrolment import Enrolment
 from autoglm.hub.fleet import Fleet
 from autoglm.hub.ledger import list_packages
+from autoglm.hub.links import PACKAGE_PATH, Links
+from autoglm.hub.parts import Parts, opened, recover
 from autoglm.hub.publication import Publisher
 from autoglm.hub.records import (
     Audience,
@@ -51,20 +55,10 @@ from autoglm.hub.rollback import Rollback
 from autoglm.hub.rollout_control import RolloutControl, Wanted
 from autoglm.hub.signing import Signing
 from autoglm.hub.snapshot import SnapshotCache
-from autoglm.hub.store import Store, objects_of
 from autoglm.hub.tables import PackageRow, ReleaseRow
-from autoglm.hub.tokens import Tokens, ensure_admin_token
+from autoglm.hub.tokens import EMBEDDED_ADMIN, Tokens, ensure_admin_token
 from autoglm.releases import EventAnswer, EventBatch, Manifest, UpdateAnswer, UpdateRequest
-from autoglm.trust.repository import Repository
 from autoglm.trust.roles import release_path
-
-PACKAGE_PATH = "/v1/model/packages/{sha256}.wpatch"
-TRUST_FOLDER = "trust"
-
-
-def database_url(config: HubConfig) -> str:
-    """Return where the database is."""
-    return config.database_url or f"sqlite:///{config.directory.absolute() / 'hub.sqlite'}"
 
 
 class Hub:
@@ -75,21 +69,17 @@ class Hub:
         enrolment: registers devices.
         fleet: lists them.
         audit: what was done, by whom.
+        links: addresses of packages that work for one device and a short time.
         behind: takes notes of refused attempts.
     """
 
-    def __init__(
-        self,
-        config: HubConfig,
-        store: Store,
-        database: Database,
-        trust: Repository,
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, config: HubConfig, parts: Parts, clock: Callable[[], float]) -> None:
+        store, database, trust = parts.store, parts.database, parts.trust
         self._config, self._store, self._database, self._clock = config, store, database, clock
         self._signing = Signing(trust, database, clock)
         self._snapshots = SnapshotCache(database, config.model, config.variant, trust.revoked)
         self._publisher = Publisher(config, store, database, self._signing, clock)
+        self.links = Links(database, clock)
         self._devices = Devices(database, config.model, config.variant)
         rollback = Rollback(config, store, database, self._publisher, self._signing, clock)
         self._rollouts = RolloutControl(
@@ -115,14 +105,14 @@ class Hub:
             StorageError: the directory or the database cannot be used.
             TrustError: the signed metadata is damaged.
         """
-        store = Store(config.directory)
         try:
-            with store.lock():
-                trust = Repository.open(store.directory / TRUST_FOLDER, clock=clock)
-                database, token = cls._enter(config, store, clock())
+            with opened(config, clock) as parts:
+                recover(parts)
+                path = parts.store.directory / "admin.token"
+                token = ensure_admin_token(parts.database, path, clock(), name=_token_name(config))
         except OSError as error:
-            raise files.storage_error(error, f"opening the hub in {store.directory}") from error
-        hub = cls(config, store, database, trust, clock)
+            raise files.storage_error(error, f"opening the hub in {config.directory}") from error
+        hub = cls(config, parts, clock)
         hub._admin_token = token
         try:
             hub._signing.catch_up()
@@ -130,16 +120,6 @@ class Hub:
             hub.close()
             raise
         return hub
-
-    @staticmethod
-    def _enter(config: HubConfig, store: Store, now: float) -> tuple[Database, str]:
-        database = Database(database_url(config))
-        try:
-            _recover(store, database)
-            return database, ensure_admin_token(database, store.directory / "admin.token", now)
-        except BaseException:
-            database.close()
-            raise
 
     def close(self) -> None:
         """Write what waits to be written, and let go of everything.
@@ -153,6 +133,7 @@ class Hub:
             try:
                 self.behind.close()
             finally:
+                self.links.close()
                 self._database.close()
 
     def __enter__(self) -> Self:
@@ -218,9 +199,10 @@ class Hub:
 
     def releases(self) -> list[Release]:
         """Return all releases, oldest counter first."""
+        revoked = self._signing.repository.revoked()
         with self._database.read() as session:
             rows = session.scalars(self._all_releases().order_by(ReleaseRow.counter))
-            return [self._as_release(row) for row in rows]
+            return [self._as_release(row, revoked) for row in rows]
 
     def release(self, version: str) -> Release:
         """Return one release.
@@ -228,8 +210,9 @@ class Hub:
         Raises:
             NotFoundError: there is none of that version.
         """
+        revoked = self._signing.repository.revoked()
         with self._database.read() as session:
-            return self._as_release(self._find_release(session, version))
+            return self._as_release(self._find_release(session, version), revoked)
 
     def packages(self) -> list[PackageRecord]:
         """Return the ledger: every package that is there or wanted."""
@@ -237,16 +220,58 @@ class Hub:
             return list_packages(session, self._config.model, self._config.variant)
 
     def package_path(self, sha256: str) -> Path:
-        """Return where a stored package lies; never any other file of the store.
+        """Return a file with a stored package; never any other file of the store.
+
+        With cloud storage it is fetched first, which may take long: see :meth:`package_link`.
+
+        Raises:
+            NotFoundError: ``sha256`` is no hash of a package of this hub.
+            StorageError: it cannot be fetched.
+        """
+        self._require_package(sha256)
+        return self._store.object_path(sha256)
+
+    def package_link(self, sha256: str) -> str | None:
+        """Return an address where anybody may fetch a stored package for a quarter of an hour.
+
+        Returns:
+            None where packages lie on this machine.
+
+        Raises:
+            NotFoundError: ``sha256`` is no hash of a package of this hub.
+            StorageError: no address can be made.
+        """
+        self._require_package(sha256)
+        return self._store.storage.link(sha256)
+
+    def package_stream(self, sha256: str, start: int, end: int) -> Iterator[bytes]:
+        """Yield the bytes of a stored package from ``start`` up to, not including, ``end``.
+
+        Raises:
+            NotFoundError: it is not there (any more).
+            StorageError: it cannot be read.
+        """
+        return self._store.storage.stream(sha256, start, end)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether packages lie in cloud storage."""
+        return self._store.storage.is_remote
+
+    def package_size(self, sha256: str) -> int:
+        """Return how many bytes a stored package has.
 
         Raises:
             NotFoundError: ``sha256`` is no hash of a package of this hub.
         """
+        return self._require_package(sha256)
+
+    def _require_package(self, sha256: str) -> int:
         if files.is_sha256(sha256):
             stored = (PackageRow.sha256 == sha256, PackageRow.state == "stored")
             with self._database.read() as session:
-                if session.scalars(select(PackageRow.id).where(*stored)).first() is not None:
-                    return self._store.object_path(sha256)
+                if (size := session.scalars(select(PackageRow.size).where(*stored)).first()) is not None:
+                    return size
         raise NotFoundError(f"there is no package {sha256[:80]!r}")
 
     @property
@@ -286,18 +311,19 @@ class Hub:
 
         Args:
             request: what the device says.
-            claims: what its token proves.
+            claims: what its token proves; None where it needs none and showed none. A question with a
+                token that is not the device's own is answered, and nothing of it is kept.
             base_url: what the download URL begins with.
 
         Raises:
             PermissionDeniedError: the token belongs to another device.
             StorageError: the database refused.
         """
-        _check_device(claims, request.device_id)
+        counts = _speaks_for(claims, request.device_id)
         now = self._clock()
         choice = decide(self._snapshots.current(), request, claims, now)
         answer = self._answer(choice, base_url)
-        if self._is_ours(request):
+        if counts and self._is_ours(request):
             sighting = Sighting(
                 device_id=request.device_id,
                 version=request.current_version,
@@ -318,10 +344,11 @@ class Hub:
         """Store what a device reports, each event exactly once, and say whether it should go on.
 
         Raises:
-            PermissionDeniedError: the token belongs to another device.
+            PermissionDeniedError: the token is not that device's own.
             StorageError: the database refused; nothing of the batch is stored.
         """
-        _check_device(claims, batch.device_id)
+        if not _speaks_for(claims, batch.device_id):
+            raise PermissionDeniedError("only a device's own token may report what happened on it")
         control = self._devices.record(batch, self._clock())
         accepted = dict.fromkeys(event.event_id for event in batch.events)
         return EventAnswer(tuple(accepted), control)
@@ -421,10 +448,9 @@ class Hub:
             raise NotFoundError(f"there is no release {version[:80]!r}; publish it first")
         return row
 
-    def _as_release(self, row: ReleaseRow) -> Release:
-        revoked = row.manifest_sha256 in self._signing.repository.revoked()
-        directory = self._store.releases / row.folder
-        return Release(Manifest.from_bytes(row.manifest), directory, row.created_at, revoked)
+    def _as_release(self, row: ReleaseRow, revoked: frozenset[str]) -> Release:
+        directory, is_revoked = self._store.releases / row.folder, row.manifest_sha256 in revoked
+        return Release(Manifest.from_bytes(row.manifest), directory, row.created_at, is_revoked)
 
     def _is_ours(self, request: UpdateRequest) -> bool:
         asked = (request.model or self._config.model, request.variant or self._config.variant)
@@ -458,18 +484,18 @@ class Hub:
         )
 
 
-def _check_device(claims: Claims | None, device_id: str) -> None:
-    if claims is not None and claims.device_id not in (None, device_id):
+def _speaks_for(claims: Claims | None, device_id: str) -> bool:
+    """Tell whether the caller counts as the device; without a token, where none is needed, anyone does."""
+    if claims is None:
+        return True
+    if claims.device_id not in (None, device_id):
         raise PermissionDeniedError(f"this token belongs to {claims.device_id}, not to {device_id}")
+    return claims.role == "device" and claims.device_id is not None
 
 
-def _recover(store: Store, database: Database) -> None:
-    """Remove what killed work left, and link release directories that are gone; under the store's lock."""
-    with database.read() as session:
-        manifests = [Manifest.from_bytes(content) for content in session.scalars(select(ReleaseRow.manifest))]
-        stored = select(PackageRow.sha256).where(PackageRow.state == "stored")
-        packages = {sha256 for sha256 in session.scalars(stored) if sha256 is not None}
-    objects = packages.union(*(objects_of(manifest) for manifest in manifests))
-    store.sweep({manifest.folder for manifest in manifests}, objects)
-    for manifest in manifests:
-        store.restore_release(manifest)
+def _token_name(config: HubConfig) -> str:
+    """Return the name of this machine's admin token; hubs that share a database have one each."""
+    if not is_shared(config.database_url):
+        return EMBEDDED_ADMIN
+    place = f"{socket.gethostname()} {config.directory.absolute()}"
+    return f"{EMBEDDED_ADMIN}-{hashlib.sha256(place.encode()).hexdigest()[:12]}"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Select, func, select, update
 from sqlalchemy.orm import Session, aliased
 
 from autoglm.hub.database import Database
@@ -47,6 +47,21 @@ class Job:
     base: Manifest | None
     target: Manifest
     full_size: int | None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A build that could begin.
+
+    Attributes:
+        id: of the ledger row.
+        is_full: whether it is a full package, which every patch waits for.
+        devices: how many devices run its base.
+    """
+
+    id: int
+    is_full: bool
+    devices: int
 
 
 @dataclass(frozen=True)
@@ -170,8 +185,31 @@ def list_packages(session: Session, model: str, variant: str) -> list[PackageRec
     ]
 
 
+def _by_urgency(now: float) -> Select[int, bool, int]:
+    """Select what could begin: full packages first, then patches for most devices, then as queued."""
+    base = aliased(ReleaseRow)
+    devices = (
+        select(func.count())
+        .select_from(DeviceRow)
+        .where(
+            DeviceRow.model == base.model,
+            DeviceRow.variant == base.variant,
+            DeviceRow.version == base.version,
+        )
+        .correlate(base)
+        .scalar_subquery()
+    )
+    is_full = PackageRow.base_id.is_(None)
+    return (
+        select(PackageRow.id, is_full, devices)
+        .outerjoin(base, PackageRow.base_id == base.id)
+        .where(PackageRow.state == "pending", PackageRow.not_before <= now)
+        .order_by(is_full.desc(), devices.desc(), PackageRow.priority, PackageRow.id)
+    )
+
+
 class Ledger:
-    """A worker's side of the ledger: claim, then store, skip or fail."""
+    """A worker's side of the ledger: claim, then store, skip or fail; one for each worker's name."""
 
     def __init__(self, database: Database, worker: str, clock: Callable[[], float]) -> None:
         """Args:
@@ -189,32 +227,60 @@ class Ledger:
         Returns:
             How many rows were left by the dead.
         """
+        return self.take_back(self.running())
+
+    def take_back(self, rows: Iterable[tuple[int, str]]) -> int:
+        """Put back builds whose workers are dead, unless they changed hands meanwhile.
+
+        Args:
+            rows: the key of each row, and the name of the dead worker.
+
+        Returns:
+            How many were put back.
+        """
+        taken = 0
         with self._database.write() as session:
-            rows = session.scalars(select(PackageRow).where(PackageRow.state == "running")).all()
-            for row in rows:
-                self._put_back(row, "the worker was killed while it built this", 0.0)
-            return len(rows)
+            for key, worker in rows:
+                row = session.get(PackageRow, key)
+                if row is not None and (row.state, row.worker) == ("running", worker):
+                    self._put_back(row, "the worker was killed while it built this", 0.0)
+                    taken += 1
+        return taken
+
+    def running(self) -> list[tuple[int, str]]:
+        """Return the key of each build that is under way, and its worker's name."""
+        rows = select(PackageRow.id, PackageRow.worker).where(PackageRow.state == "running")
+        with self._database.read() as session:
+            return [(key, worker or "") for key, worker in session.execute(rows)]
+
+    def wanted(self) -> list[Wanted]:
+        """Return the builds that could begin now, most urgent first."""
+        with self._database.read() as session:
+            return [Wanted(*row) for row in session.execute(_by_urgency(self._clock()))]
 
     def next_job(self) -> Job | None:
         """Claim the most urgent pending build, None when there is nothing to do now."""
-        now = self._clock()
         with self._database.write() as session:
-            row = session.scalars(
-                select(PackageRow)
-                .where(PackageRow.state == "pending", PackageRow.not_before <= now)
-                .order_by(PackageRow.priority, PackageRow.id)
-                .limit(1)
-            ).one_or_none()
-            if row is None:
+            first = session.execute(_by_urgency(self._clock()).limit(1)).first()
+            return None if first is None else self._claim(session, session.get_one(PackageRow, first[0]))
+
+    def claim(self, key: int) -> Job | None:
+        """Claim one build, None when somebody else was faster or it is not to be done now."""
+        with self._database.write() as session:
+            row = session.get(PackageRow, key)
+            if row is None or row.state != "pending" or row.not_before > self._clock():
                 return None
-            row.state, row.worker, row.attempts = "running", self._worker, row.attempts + 1
-            full = find_row(session, None, row.target_id)
-            return Job(
-                id=row.id,
-                base=None if row.base_id is None else self._manifest(session, row.base_id),
-                target=self._manifest(session, row.target_id),
-                full_size=full.size if full is not None and full.state == "stored" else None,
-            )
+            return self._claim(session, row)
+
+    def _claim(self, session: Session, row: PackageRow) -> Job:
+        row.state, row.worker, row.attempts = "running", self._worker, row.attempts + 1
+        full = find_row(session, None, row.target_id)
+        return Job(
+            id=row.id,
+            base=None if row.base_id is None else self._manifest(session, row.base_id),
+            target=self._manifest(session, row.target_id),
+            full_size=full.size if full is not None and full.state == "stored" else None,
+        )
 
     @staticmethod
     def _manifest(session: Session, release_id: int) -> Manifest:

@@ -36,7 +36,7 @@ Permission = Literal[
 
 MEANINGS: Mapping[Permission, str] = {
     "models:use": "ask the model",
-    "updates:use": "check for updates, report events, fetch packages and metadata",
+    "updates:use": "check for updates, fetch packages and metadata; a device also reports events",
     "releases:read": "list releases and packages",
     "releases:write": "publish and call back releases, upload signed metadata",
     "rollouts:read": "list roll-outs and what came of them",

@@ -52,7 +52,7 @@ class People:
 
 def load_people(session: Session, model: str, variant: str, now: float) -> People:
     """Read the devices that were seen within :data:`PRESENT_S`."""
-    claims = device_claims(session)
+    claims = device_claims(session, now)
     ours = (ReleaseRow.model == model, ReleaseRow.variant == variant)
     counters = dict(session.execute(select(ReleaseRow.version, ReleaseRow.counter).where(*ours)).all())
     seen = select(DeviceRow.device_id, DeviceRow.version).where(
@@ -66,17 +66,19 @@ def load_people(session: Session, model: str, variant: str, now: float) -> Peopl
     )
 
 
-def device_claims(session: Session, device_id: str | None = None) -> Mapping[str, Claims]:
+def device_claims(session: Session, now: float, device_id: str | None = None) -> Mapping[str, Claims]:
     """Return what the live tokens of devices prove, by device; the newest token of each counts.
 
     Args:
         session: any view.
+        now: seconds since 1970; a token that has expired by then proves nothing.
         device_id: only of this one.
     """
+    is_live = TokenRow.revoked_at.is_(None) & (TokenRow.expires_at.is_(None) | (TokenRow.expires_at > now))
     tokens = (
         select(TokenRow, RegistrationRow)
         .outerjoin(RegistrationRow, RegistrationRow.device_id == TokenRow.device_id)
-        .where(TokenRow.device_id.is_not(None), TokenRow.revoked_at.is_(None))
+        .where(TokenRow.device_id.is_not(None), is_live)
     )
     if device_id is not None:
         tokens = tokens.where(TokenRow.device_id == device_id)

@@ -30,7 +30,8 @@ class StagePreview:
         total: that are in with it.
         patches: of those added, would be sent a patch.
         full: would be sent the full package, since no stored patch fits or pays.
-        bytes: sent to those added, as packages are stored now; 0 while the full package is being built.
+        waiting: would have to wait for a package that is being built; their bytes are not known yet.
+        bytes: sent to the others.
     """
 
     stage: str
@@ -38,6 +39,7 @@ class StagePreview:
     total: int = 0
     patches: int = 0
     full: int = 0
+    waiting: int = 0
     bytes: int = 0
 
 
@@ -63,16 +65,16 @@ class Preview:
 
     def to_json(self) -> dict[str, Any]:
         """Return the preview as the admin API shows it."""
-        sent, patches = sum(each.bytes for each in self.stages), sum(each.patches for each in self.stages)
-        devices = sum(each.devices for each in self.stages)
+        patches, full = sum(each.patches for each in self.stages), sum(each.full for each in self.stages)
         return {
             "version": self.version,
             "known": self.known,
             "not_for": self.not_for,
             "ahead": self.ahead,
-            "devices": devices,
-            "bytes": sent,
-            "patch_hit_rate": patches / devices if devices else None,
+            "devices": sum(each.devices for each in self.stages),
+            "waiting": sum(each.waiting for each in self.stages),
+            "bytes": sum(each.bytes for each in self.stages),
+            "patch_hit_rate": patches / (patches + full) if patches + full else None,
             "stages": [asdict(each) for each in self.stages],
             "places": [
                 {"region": region, "group": group, "in": inside, "out": outside}
@@ -116,6 +118,7 @@ def _stages(plan: Plan, added: Mapping[int, Counter[str | None]], costs: _Costs)
             stage.bytes += devices * size
             stage.patches += devices * (kind == "patch")
             stage.full += devices * (kind == "full")
+            stage.waiting += devices * (kind not in ("patch", "full"))
         stage.total = total = total + stage.devices
     return stages
 

@@ -24,7 +24,7 @@ from autoglm.hub.ledger import find_row, queue_packages, requeue_failed, store_p
 from autoglm.hub.records import Audience, HubConfig, Publication
 from autoglm.hub.rollouts import Draft, put_rollout
 from autoglm.hub.signing import Signing
-from autoglm.hub.store import Store
+from autoglm.hub.store import Store, objects_of
 from autoglm.hub.tables import ReleaseRow
 from autoglm.releases import HEALTH_NAME, MANIFEST_NAME, HealthCheck, Manifest
 
@@ -77,6 +77,8 @@ class Publisher:
         try:
             with self._store.workspace() as work:
                 candidate = self._examine(package, work)
+                self._store.send_release(candidate.manifest, candidate.directory)
+                self._store.storage.send(candidate.file, candidate.package.sha256)
                 with self._store.lock():
                     return self._register(candidate, audience, work, actor)
         except OSError as error:
@@ -109,7 +111,8 @@ class Publisher:
                     f"the package's base, the release with manifest {wanted[0]}, is not in this hub: "
                     "publish that one first, or publish a full package"
                 )
-            return row.id, self._store.releases / row.folder, wanted[0]
+            base_id, manifest = row.id, Manifest.from_bytes(row.manifest)
+        return base_id, self._store.release_path(manifest), wanted[0]
 
     def _check(self, manifest: Manifest, directory: Path) -> None:
         ours = (self._config.model, self._config.variant)
@@ -138,7 +141,9 @@ class Publisher:
         if new_package:
             self._store.add_object(candidate.file, candidate.package.sha256)
         with self._database.write() as session:
-            release = self._release(session, manifest, known is None, now)
+            known = self._known(session, manifest)  # another hub may have been faster
+            self._store.storage.require({*objects_of(manifest), candidate.package.sha256})
+            release = known or self._new_release(session, manifest, now)
             if new_package:
                 store_package(session, candidate.base_id, release.id, candidate.package, now)
             requeue_failed(session, release.id, now)
@@ -157,10 +162,7 @@ class Publisher:
         return row is None or row.state != "stored"
 
     @staticmethod
-    def _release(session: Session, manifest: Manifest, new: bool, now: float) -> ReleaseRow:
-        if not new:
-            same = select(ReleaseRow).where(ReleaseRow.manifest_sha256 == manifest.sha256)
-            return session.scalars(same).one()
+    def _new_release(session: Session, manifest: Manifest, now: float) -> ReleaseRow:
         row = ReleaseRow(
             model=manifest.model,
             variant=manifest.variant,

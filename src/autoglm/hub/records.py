@@ -22,6 +22,8 @@ RolloutState = Literal["active", "paused", "halted", "aborted", "done"]
 PackageState = Literal["pending", "running", "stored", "skipped"]
 
 ALL_BASIS_POINTS = 10_000
+DATABASE_VARIABLE = "AUTOGLM_DATABASE_URL"
+STORAGE_VARIABLE = "AUTOGLM_STORAGE_URL"
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,11 @@ class HubConfig:
 
     Attributes:
         directory: where everything lies; made when it is not there.
-        database_url: an SQLAlchemy URL of an SQLite file; None for ``hub.sqlite`` in the directory.
+        database_url: an SQLAlchemy URL of an SQLite file or a PostgreSQL database; None for ``hub.sqlite`` in
+            the directory.
+        storage_url: the bucket of the objects, ``s3://BUCKET/FOLDER``; None for ``objects`` in the directory.
+        keys: the directory of the online keys, which all machines need alike; None for the one in
+            ``trust/online``.
         model: the public name of the model that this hub serves.
         variant: which build of it.
         retry_after_s: when a device that was offered something should ask again.
@@ -41,6 +47,8 @@ class HubConfig:
     model: str = "autoglm-phone-9b"
     variant: str = "nano-int8"
     retry_after_s: int = 60
+    storage_url: str | None = None
+    keys: Path | None = None
 
     def __post_init__(self) -> None:
         for key in ("model", "variant"):
@@ -140,6 +148,7 @@ class Release:
         """Return the release as the admin API shows it."""
         return {
             "version": self.manifest.version,
+            "name": self.manifest.name,
             "counter": self.manifest.counter,
             "channel": self.manifest.channel,
             "manifest_sha256": self.manifest.sha256,

@@ -20,7 +20,7 @@ from autoglm.hub.tables import EventRow, OfferRow, ReleaseRow, RolloutRow
 from autoglm.hub.verdict import compare
 from autoglm.releases import Event
 
-_ID = re.compile(r"r([1-9][0-9]{0,9})")
+_ID = re.compile(r"r([1-9][0-9]{0,8})")
 _LAST_STATS = 8
 _CHUNK = 500
 
@@ -80,6 +80,7 @@ def _offers(session: Session, device_id: str, keys: Collection[int]) -> Mapping[
         .join(RolloutRow, OfferRow.rollout_id == RolloutRow.id)
         .join(ReleaseRow, RolloutRow.release_id == ReleaseRow.id)
         .where(OfferRow.device_id == device_id, OfferRow.rollout_id.in_(keys))
+        .with_for_update(of=OfferRow)  # two hubs may take events of one device at the same moment
     )
     return {offer.rollout_id: (offer, version) for offer, version in rows}
 

@@ -10,11 +10,12 @@ rollback then goes on with the release that this has published.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, Select, case, func, select
 from sqlalchemy.orm import Session
 
 from autoglm import files, patch
@@ -28,8 +29,10 @@ from autoglm.hub.rollouts import Draft, find, move, put_rollout, same_rollout
 from autoglm.hub.signing import Signing
 from autoglm.hub.snapshot import rollout_name
 from autoglm.hub.store import Store
-from autoglm.hub.tables import EventRow, ReleaseRow, RolloutRow
+from autoglm.hub.tables import EventRow, OfferRow, ReleaseRow, RolloutRow
 from autoglm.releases import MANIFEST_NAME, Manifest
+
+_FORMER = re.compile(r"(\.r\d+)+$")  # what an earlier rollback put after a version's name
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ class Rollback:
             name: the roll-out.
             to: the release to return to; None for the one that most of its devices came from. A release with
                 a higher counter than the bad one is offered as it is.
-            version: how the new release is called; None for ``VERSION.rCOUNTER``.
+            version: how the new release is called; None for ``VERSION.rCOUNTER``, without an
+                earlier ``.rCOUNTER``.
             actor: who asks.
 
         Returns:
@@ -135,15 +139,27 @@ class Rollback:
         return _Way(bad, old, chosen.folder, highest + 1, remedy)
 
     def _before(self, session: Session, row: RolloutRow, bad: Manifest) -> ReleaseRow:
-        """Return the release that most devices of a roll-out came from, else the newest before it."""
+        """Return the release that most devices of a roll-out came from, else the newest before it.
+
+        Only devices that were offered the release are asked where they came from: anybody may send events.
+        Of the others before it, those that were stopped themselves come last.
+        """
+        was_offered = (OfferRow.rollout_id == EventRow.rollout_id) & (
+            OfferRow.device_id == EventRow.device_id
+        )
         came_from = (
             select(ReleaseRow, func.count(EventRow.device_id.distinct()).label("devices"))
             .join(EventRow, EventRow.from_version == ReleaseRow.version)
+            .join(OfferRow, was_offered)
             .where(*self._ours(), EventRow.rollout_id == row.id, ReleaseRow.counter < bad.counter)
             .group_by(ReleaseRow.id)
             .order_by(func.count(EventRow.device_id.distinct()).desc(), ReleaseRow.counter.desc())
         )
-        older = self._all().where(ReleaseRow.counter < bad.counter).order_by(ReleaseRow.counter.desc())
+        older = (
+            self._all()
+            .where(ReleaseRow.counter < bad.counter)
+            .order_by(ReleaseRow.id.in_(_stopped()), ReleaseRow.counter.desc())
+        )
         revoked = self._signing.repository.revoked()
         for release in (*session.scalars(came_from), *session.scalars(older)):
             if release.manifest_sha256 not in revoked:
@@ -152,7 +168,7 @@ class Rollback:
 
     def _publish(self, name: str, way: _Way, version: str | None, actor: Actor) -> Manifest:
         """Publish the old bytes as a new release: a patch that changes nothing but the manifest."""
-        wanted = version or f"{way.old.version}.r{way.counter}"
+        wanted = version or f"{_FORMER.sub('', way.old.version)}.r{way.counter}"
         if not self._signing.repository.holds_release_key:
             raise SignatureError(
                 f"{way.bad.version} is offered no more, but the release key is not here, so nothing can be "
@@ -161,7 +177,7 @@ class Rollback:
                 f"then: autoglm rollout rollback {name} --to {wanted}"
             )
         manifest = replace(way.old, version=wanted, counter=way.counter)
-        base = self._store.releases / way.folder
+        base = self._store.release_path(way.old)
         with self._store.workspace() as work:
             self._publisher.publish(_package(base, manifest, work), None, actor)
         return manifest
@@ -177,6 +193,12 @@ class Rollback:
         if row is None:
             raise NotFoundError(f"there is no release {version[:80]!r}; publish it first")
         return row
+
+
+def _stopped() -> Select[int]:
+    """Select the releases that were rolled out, and of whose roll-outs each was halted or aborted."""
+    is_left = case((RolloutRow.state.not_in(("halted", "aborted")), 1))
+    return select(RolloutRow.release_id).group_by(RolloutRow.release_id).having(func.count(is_left) == 0)
 
 
 def _package(base: Path, manifest: Manifest, work: Path) -> Path:

@@ -29,12 +29,13 @@ from sqlalchemy.orm import Session
 
 from autoglm.errors import ConfigError, ConflictError, NotFoundError
 from autoglm.hub.audit import LOCAL, Actor
+from autoglm.hub.database import DECIDED
 from autoglm.hub.history import log_act
 from autoglm.hub.records import Audience, RolloutState
 from autoglm.hub.results import rollout_key
 from autoglm.hub.snapshot import audience_of, rollout_name
 from autoglm.hub.stages import Plan
-from autoglm.hub.tables import ReleaseRow, RevisionRow, RolloutRow
+from autoglm.hub.tables import ReleaseRow, RolloutRow
 
 GUARD = Actor("guard", "hub")
 NUM_RETRIES = 3
@@ -175,7 +176,12 @@ def _change(session: Session, row: RolloutRow, audience: Audience, now: float, d
 
 
 def change_state(
-    session: Session, name: str, state: RolloutState, now: float, actor: Actor = LOCAL
+    session: Session,
+    name: str,
+    state: RolloutState,
+    now: float,
+    actor: Actor = LOCAL,
+    reason: str | None = None,
 ) -> RolloutRow:
     """Pause, resume or abort a roll-out; aborting is final. What it is already changes nothing.
 
@@ -194,7 +200,7 @@ def change_state(
             raise ConflictError(f"roll-out {name} was aborted, which is final: make a new one")
         if row.state not in MOVES[_ACTS[state]][0]:
             raise ConflictError(f"roll-out {name} is {row.state}: it cannot be {state}")
-        if move(session, row, _ACTS[state], actor, now, **_forgiven(row, state, now)):
+        if move(session, row, _ACTS[state], actor, now, reason=reason, **_forgiven(row, state, now)):
             return row
     raise ConflictError(f"roll-out {name} is being changed by others: look at it and try again")
 
@@ -261,8 +267,8 @@ def move(
 
 
 def announce(session: Session) -> None:
-    """Let every process read its snapshot again once this transaction is committed."""
-    session.execute(update(RevisionRow).values(number=RevisionRow.number + 1))
+    """Let every process read its snapshot again once this write is committed, its own process at once."""
+    session.info[DECIDED] = True
 
 
 def of_hub(session: Session, model: str, variant: str, states: Collection[str] = ()) -> Sequence[RolloutRow]:

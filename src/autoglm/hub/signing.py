@@ -127,7 +127,7 @@ class Signing:
             )
             ended = [rollout_name(row.id) for row, sha256 in rows if sha256 in revoked]
             for name in ended:
-                change_state(session, name, "aborted", self._clock())
+                change_state(session, name, "aborted", self._clock(), actor, "the release was called back")
             audit(session, actor, act, subject, {**(details or {}), "aborted": ended}, at=self._clock())
 
     def catch_up(self) -> None:

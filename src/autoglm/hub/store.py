@@ -2,7 +2,7 @@
 
 ::
 
-    objects/<sha256>         release files and packages, written once, read-only
+    objects/<sha256>         release files and packages, written once, read-only; with cloud storage, copies
     releases/<folder>/       hard links into objects, one directory a release
     uploads/<workspace>/     temporaries; each is locked by its owner for as long as that lives
     store.lock               held while files and rows are made to agree
@@ -15,60 +15,63 @@ is ever swept; what a killed one left is. It does not know the database: the cal
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from autoglm import files
-from autoglm.errors import IntegrityError, NotFoundError
+from autoglm.errors import NotFoundError
+from autoglm.hub.storage import DirectoryStorage, Storage
+from autoglm.hub.workspaces import Workspaces
 from autoglm.releases import MANIFEST_NAME, Manifest
+
+UNUSED_S = 7 * 24 * 3600.0
 
 
 class Store:
-    """The directories of one hub; safe for threads and processes of one machine."""
+    """The directories of one hub on this machine; safe for its threads and processes.
 
-    def __init__(self, directory: Path) -> None:
+    Attributes:
+        storage: where the objects lie for good.
+    """
+
+    def __init__(self, directory: Path, storage_url: str | None = None) -> None:
         """Make what is missing.
 
+        Args:
+            directory: of this machine.
+            storage_url: the bucket that keeps the objects; None keeps them in the directory.
+
         Raises:
+            ConfigError: the storage URL is wrong.
             StorageError: the directory cannot be made.
         """
         self.directory = directory.absolute()
         self.objects = self.directory / "objects"
         self.releases = self.directory / "releases"
-        self.uploads = self.directory / "uploads"
-        for part in (self.objects, self.releases, self.uploads):
-            files.make_directory(part)
+        self._workspaces = Workspaces(self.directory)
+        self.uploads = self._workspaces.uploads
+        files.make_directory(self.releases)
+        self.storage: Storage = DirectoryStorage(self.objects)
+        if storage_url is not None:
+            from autoglm.hub.bucket import BucketStorage
 
-    @contextlib.contextmanager
-    def lock(self) -> Generator[None]:
+            self.storage = BucketStorage.open(storage_url, self.storage, self._workspaces)
+
+    def lock(self) -> AbstractContextManager[None]:
         """Wait for, then hold, the right to make files and rows agree; the kernel frees it after a crash."""
-        with (self.directory / "store.lock").open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        return self._workspaces.lock()
 
-    @contextlib.contextmanager
-    def workspace(self) -> Generator[Path]:
+    def workspace(self) -> AbstractContextManager[Path]:
         """Give a fresh directory on the store's file system and remove it after the block.
 
         Raises:
             StorageError: the disk refused.
         """
-        with contextlib.ExitStack() as stack:
-            with self.lock():  # no sweep may see it before its own lock is held
-                try:
-                    path = Path(tempfile.mkdtemp(dir=self.uploads))
-                except OSError as error:
-                    raise files.storage_error(error, f"making a directory in {self.uploads}") from error
-                held = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-                stack.callback(os.close, held)
-                fcntl.flock(held, fcntl.LOCK_EX)
-            stack.callback(files.remove, path)
-            yield path
+        return self._workspaces.workspace()
 
     def take(self, package: Path, work: Path) -> tuple[Path, str]:
         """Bring a package into a workspace, so that nobody can change it while it is looked at.
@@ -97,14 +100,13 @@ class Store:
         return held, digest.hexdigest()
 
     def object_path(self, sha256: str) -> Path:
-        """Return where an object lies.
+        """Return a file with an object's bytes, fetched if it lies elsewhere. Call without :meth:`lock`.
 
         Raises:
             NotFoundError: ``sha256`` is no hash, or there is no such object.
+            StorageError: it cannot be fetched.
         """
-        if not files.is_sha256(sha256) or not (path := self.objects / sha256).is_file():
-            raise NotFoundError(f"the hub holds no object {sha256[:80]!r}")
-        return path
+        return self.storage.path(sha256)
 
     def add_object(self, source: Path, sha256: str) -> Path:
         """Move a finished file under its hash; an intact one that is there stays. Call under :meth:`lock`.
@@ -112,13 +114,45 @@ class Store:
         Raises:
             StorageError: the disk refused.
         """
-        target = self.objects / sha256
-        try:
-            files.verify_file(target, size=source.stat().st_size, sha256=sha256)
-        except IntegrityError:
-            source.chmod(0o444)
-            files.publish_file(source, target)
+        return self.storage.add(source, sha256)
+
+    def send_release(self, manifest: Manifest, directory: Path) -> None:
+        """Bring a verified release's files to where objects lie for good. Call without :meth:`lock`.
+
+        Raises:
+            StorageError: they were refused.
+        """
+        for path, sha256 in _contents(manifest).items():
+            self.storage.send(directory / path, sha256)
+
+    def release_path(self, manifest: Manifest) -> Path:
+        """Return a release's directory, made of fetched objects if need be. Call without :meth:`lock`.
+
+        Raises:
+            NotFoundError, StorageError: an object cannot be fetched.
+        """
+        if not (target := self.releases / manifest.folder).is_dir():
+            for sha256 in _contents(manifest).values():
+                self.storage.path(sha256)
+            with self.lock():
+                self.restore_release(manifest)
+        os.utime(target)  # for forget_unused
         return target
+
+    def forget_unused(self, now: float) -> None:
+        """Remove copies of what lies elsewhere that nobody used for a week. Call without :meth:`lock`.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        if not self.storage.is_remote:
+            return
+        with self.lock():
+            for path in [path for path in self.releases.iterdir() if _is_unused(path, now)]:
+                files.remove(path)
+            for path in [path for path in self.objects.iterdir() if path.stat().st_nlink == 1]:
+                if _is_unused(path, now):
+                    files.remove(path)
 
     def add_release(self, manifest: Manifest, directory: Path, work: Path) -> Path:
         """Move a verified release's files into the objects and link its directory. Call under :meth:`lock`.
@@ -164,13 +198,15 @@ class Store:
         Raises:
             StorageError: the disk refused.
         """
-        for work in self.uploads.iterdir():
-            if not _is_held(work):
-                files.remove(work)
-        for directory, known in ((self.releases, folders), (self.objects, objects)):
-            for path in directory.iterdir():
-                if path.name not in known:
-                    files.remove(path)
+        self._workspaces.sweep()
+        for path in self.releases.iterdir():
+            if path.name not in folders:
+                files.remove(path)
+        self.storage.sweep(objects)
+
+
+def _is_unused(path: Path, now: float) -> bool:
+    return path.stat().st_mtime < now - UNUSED_S
 
 
 def _contents(manifest: Manifest) -> Mapping[str, str]:
@@ -180,17 +216,3 @@ def _contents(manifest: Manifest) -> Mapping[str, str]:
 def objects_of(manifest: Manifest) -> set[str]:
     """Return the hashes of all files of a release, its manifest among them."""
     return set(_contents(manifest).values())
-
-
-def _is_held(work: Path) -> bool:
-    try:
-        held = os.open(work, os.O_RDONLY)
-    except FileNotFoundError:
-        return True
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(held)
-    return False

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -17,7 +18,11 @@ import time
 from types import TracebackType
 from typing import Self
 
-from autoglm.hub.records import HubConfig
+from autoglm import files
+from autoglm.errors import ConfigError
+from autoglm.hub.dialects import is_shared
+from autoglm.hub.parts import opened
+from autoglm.hub.records import DATABASE_VARIABLE, STORAGE_VARIABLE, HubConfig
 
 _log = logging.getLogger(__name__)
 
@@ -27,14 +32,43 @@ HEALTHY_AFTER_S = 60.0
 STOP_WITHIN_S = 5.0
 
 
+def check_worker(config: HubConfig, concurrency: int) -> None:
+    """See that workers could start: better one clear error than a process that is started over and over.
+
+    Raises:
+        ConfigError: a setting is wrong.
+        LockedError: without PostgreSQL, another worker is there.
+        StorageError: the database, the directory or the signed metadata cannot be used.
+    """
+    if is_shared(config.database_url):
+        from autoglm.hub.jobs import QueueWorker
+
+        QueueWorker(config).close()
+        return
+    if concurrency > 1:
+        raise ConfigError("several builds at a time need PostgreSQL: set hub.database_url (--database-url)")
+    with files.directory_lock(config.directory / "worker"), opened(config, time.time) as parts:
+        parts.database.close()
+
+
 class WorkerProcess:
     """A supervised ``python -m autoglm.hub.worker``."""
 
-    def __init__(self, config: HubConfig, *, threads: int = 1) -> None:
+    def __init__(self, config: HubConfig, *, threads: int = 1, take_over_s: float | None = None) -> None:
+        """Args:
+        config: the hub's settings.
+        threads: how many the codec may use.
+        take_over_s: on PostgreSQL, the silence after which another worker is dead.
+        """
         self._command = [sys.executable, "-P", "-m", "autoglm.hub.worker", "--attached"]
         self._command += ["--directory", str(config.directory.absolute()), "--threads", str(threads)]
-        if config.database_url is not None:
-            self._command += ["--database-url", config.database_url]
+        if config.keys is not None:
+            self._command += ["--keys", str(config.keys.absolute())]
+        if take_over_s is not None:
+            self._command += ["--take-over-s", str(take_over_s)]
+        # Not on the command line, which other users of the machine can read: they may hold passwords.
+        named = {DATABASE_VARIABLE: config.database_url, STORAGE_VARIABLE: config.storage_url}
+        self._environment = os.environ | {key: value for key, value in named.items() if value is not None}
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
@@ -83,7 +117,9 @@ class WorkerProcess:
         with self._lock:
             if self._stop.is_set():
                 return None
-            self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=self._environment
+            )
             return self._process
 
     def _supervise(self) -> None:

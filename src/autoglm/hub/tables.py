@@ -251,12 +251,31 @@ class TokenRow(Base):
     digest: Mapped[str] = mapped_column(unique=True)
     name: Mapped[str]
     role: Mapped[str]
+    scopes: Mapped[list[str]] = mapped_column(JSON, server_default=text("'[]'"))
+    created_by: Mapped[str] = mapped_column(server_default=text("'local'"))
+    expires_at: Mapped[float | None]
+    last_used_at: Mapped[float | None]
     device_id: Mapped[str | None]
     groups: Mapped[list[str]] = mapped_column(JSON)
     region: Mapped[str | None]
     created_at: Mapped[float]
     revoked_at: Mapped[float | None]
-    scopes: Mapped[list[str]] = mapped_column(JSON, server_default=text("'[]'"))
-    created_by: Mapped[str] = mapped_column(server_default=text("'local'"))
-    expires_at: Mapped[float | None]
-    last_used_at: Mapped[float | None]
+
+
+class LinkKeyRow(Base):
+    """A key that download links are signed with, shared by all hubs on the database; see ``links.py``."""
+
+    __tablename__ = "link_keys"
+    key_id: Mapped[str] = mapped_column(primary_key=True)
+    secret: Mapped[bytes]
+    created_at: Mapped[float]
+
+
+class MetadataRow(Base):
+    """A file of signed metadata, where several hubs share them; all but the timestamp never change."""
+
+    __tablename__ = "metadata_files"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(BigInteger)
+    content: Mapped[bytes]
+    written_at: Mapped[float]

@@ -5,8 +5,8 @@ token itself. The embedded default keeps one admin token in ``admin.token`` (mod
 database, for the operator of this machine.
 
 What it guarantees: no token does more, or lives longer, than the one that made it; a revoked one proves
-nothing from the next request on, in every process of the hub; a device's groups and region are those of its
-registration, where it has one, whatever its token was made with.
+nothing from the next request on, in other processes as soon as they notice changes of the database; a
+device's groups and region are those of its registration, where it has one, whatever its token was made with.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from autoglm import files
-from autoglm.errors import ConfigError, NotFoundError, PermissionDeniedError, StorageError
+from autoglm.errors import ConfigError, ConflictError, NotFoundError, PermissionDeniedError, StorageError
 from autoglm.hub.access_tables import AccessRevisionRow, RegistrationRow
 from autoglm.hub.audit import HUB, LOCAL, Actor, audit
 from autoglm.hub.behind import WriteBehind
@@ -36,11 +36,15 @@ from autoglm.hub.tables import TokenRow
 from autoglm.releases import is_device_id, is_name
 
 EMBEDDED_ADMIN = "embedded-admin"
+REGISTERED = "registered"
+"""The name of every token that a registration gives."""
 MAX_PAGE = 1000
 _MAX_TOKEN_LENGTH = 200
 _MAX_CACHED = 50_000
 _USED_EVERY_S, _DEVICE_USED_EVERY_S = 60.0, 3600.0
-_ID = re.compile(r"t([1-9][0-9]{0,9})")
+_ID = re.compile(r"t([1-9][0-9]{0,8})")  # no id that the database could not hold
+# What stands for something else in the audit log, in lists, or where a token is revoked.
+_RESERVED = re.compile(rf"local|hub|guard|unknown|service|{REGISTERED}|[it][0-9]+", re.IGNORECASE)
 
 Fault = Literal["malformed", "unknown", "revoked", "expired"]
 
@@ -84,11 +88,15 @@ def check_claims(claims: Claims) -> None:
     """
     if claims.role not in ROLES:
         raise ConfigError(f"token: role must be one of {', '.join(ROLES)}")
-    if not is_name(claims.name) or _ID.fullmatch(claims.name):
-        raise ConfigError("token: it needs a name of letters, digits, '.', '_' or '-', and none like t12")
+    if not is_name(claims.name):
+        raise ConfigError("token: it needs a name of letters, digits, '.', '_' or '-'")
+    if _RESERVED.fullmatch(claims.name):
+        raise ConfigError(f"token: the name {claims.name!r} means something else here: take another")
     check_places(claims.groups, claims.region)
     if claims.role != "device" and (claims.device_id or claims.groups or claims.region):
         raise ConfigError(f"token: only a device has an id, groups and a region, a {claims.role} has none")
+    if claims.role == "device" and claims.device_id is None:
+        raise ConfigError("token: one of the role device is for one device: give its device_id (--device-id)")
     if claims.device_id is not None and not is_device_id(claims.device_id):
         raise ConfigError("token: device_id must be 1 to 128 letters, digits, '.', '_', ':', '@' or '-'")
     if beyond := sorted(set(claims.scopes) - granted(claims.role)):
@@ -232,9 +240,14 @@ class Tokens:
             How many were live.
 
         Raises:
+            ConflictError: it is the name that the tokens of all registered devices have.
             NotFoundError: there is no such live token.
             StorageError: the database refused.
         """
+        if name == REGISTERED:
+            raise ConflictError(
+                "all registered devices have tokens of that name: revoke one by its id, or forget its device"
+            )
         match, now = _ID.fullmatch(name), self._clock()
         which = TokenRow.id == int(match[1]) if match else TokenRow.name == name
         with self._database.write() as session:
@@ -287,11 +300,12 @@ class Tokens:
         Raises:
             StorageError: the database refused.
         """
-        if len(token) > _MAX_TOKEN_LENGTH or not is_token(token):
+        if len(token) > _MAX_TOKEN_LENGTH or not token.isascii():
             return None
         hashed, known, now = digest(token), self._remembered(revision), self._clock()
         if (found := known.get(hashed)) is None:
-            if (found := self._find(hashed)) is None:
+            found = self._find(hashed) if is_token(token) else None
+            if found is None:
                 return None
             if len(known) < _MAX_CACHED:
                 known[hashed] = found

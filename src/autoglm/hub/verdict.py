@@ -31,6 +31,8 @@ ENOUGH_RESULTS = 299
 """Without a failure they put the rate below 1 % with 95 % confidence: 0.99 ** 299 < 0.05."""
 WIDE_BASIS_POINTS = 2500
 """A stage of this size or above is entered on :data:`ENOUGH_RESULTS` only."""
+FEW_DEVICES = 5
+"""A stage of fewer, none of which reported in time, teaches nothing and is passed."""
 MIN_PAIRS = 20
 
 
@@ -236,9 +238,12 @@ def hold_reason(counts: Counts, next_basis_points: int | None) -> str | None:
         counts: of the roll-out, after the soak time.
         next_basis_points: size of the next stage, None after the last one.
     """
-    if counts.new_results == 0:
-        return "no device has reported in this stage"
     is_wide = next_basis_points is None or next_basis_points >= WIDE_BASIS_POINTS
+    if counts.new_results == 0:
+        # A few lost phones must not stop a small fleet; what nobody has tried must not go wide either.
+        is_hopeless = counts.newly_offered < FEW_DEVICES and not counts.expected
+        if not is_hopeless or (is_wide and not counts.results):
+            return "no device has reported in this stage"
     if is_wide and counts.results < ENOUGH_RESULTS and counts.expected:
         return f"{counts.results} of {ENOUGH_RESULTS} results are there, and {counts.expected} are awaited"
     return None

@@ -1,12 +1,16 @@
 """The process that builds packages, apart from the one that serves: ``python -m autoglm.hub.worker``.
 
-It runs at low priority, one a directory (a second one is refused), and may be killed at any moment: its
-lock goes with it, and the next worker puts back what it had begun. Every package is applied once and
-compared with the release before it is stored, so no device meets one that does not work.
+It runs at low priority and may be killed at any moment. On SQLite there is one a directory (a second one is
+refused): its lock goes with it, and the next worker puts back what it had begun. On PostgreSQL there is any
+number of them, on any machines (:mod:`autoglm.hub.jobs`). Every package is applied once and compared with the
+release before it is stored, so no device meets one that does not work.
 
 ::
 
     python -m autoglm.hub.worker --directory data/hub
+
+Addresses with passwords come by the environment, where other users of the machine do not see them:
+``AUTOGLM_DATABASE_URL`` and ``AUTOGLM_STORAGE_URL``.
 """
 
 from __future__ import annotations
@@ -22,23 +26,37 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
-from autoglm import files, patch
-from autoglm.errors import AutoGLMError, IntegrityError, StorageError
-from autoglm.hub.database import Database
-from autoglm.hub.decision import MAX_PATCH_SHARE, StoredPackage
-from autoglm.hub.hub import TRUST_FOLDER, database_url
-from autoglm.hub.ledger import BuildCost, Job, Ledger
-from autoglm.hub.records import HubConfig
-from autoglm.hub.signing import signed_package
-from autoglm.hub.store import Store
-from autoglm.releases import MANIFEST_NAME, Manifest
-from autoglm.trust.repository import Repository
+from autoglm import files
+from autoglm.errors import AutoGLMError, StorageError
+from autoglm.hub.building import Builder
+from autoglm.hub.dialects import is_shared
+from autoglm.hub.ledger import Job, Ledger
+from autoglm.hub.parts import opened
+from autoglm.hub.records import DATABASE_VARIABLE, STORAGE_VARIABLE, HubConfig
+from autoglm.hub.upkeep import Upkeep
 
 _log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 NICENESS = 10
+
+
+class AnyWorker(Protocol):
+    """What builds until it is told to stop."""
+
+    def run(self, stop: threading.Event) -> None:
+        """Build until ``stop`` is set."""
+        ...
+
+    def abandon(self) -> None:
+        """Leave the build in progress, if any, to the next worker."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the database."""
+        ...
 
 
 class Worker:
@@ -58,12 +76,10 @@ class Worker:
             ConfigError: a setting is wrong.
             StorageError: the directory or the database cannot be used.
         """
-        self._threads = threads
         self._job: Job | None = None
-        self._store = Store(config.directory)
-        with self._store.lock():
-            self._trust = Repository.open(self._store.directory / TRUST_FOLDER, clock=clock)
-            self._database = Database(database_url(config))
+        with opened(config, clock) as parts:
+            self._database = parts.database
+            self._builder, self._upkeep = Builder(parts, threads), Upkeep(parts, clock)
         self._ledger = Ledger(self._database, f"{socket.gethostname()}:{os.getpid()}", clock)
         if left := self._ledger.reclaim():
             _log.info("Taking over %d unfinished builds", left)
@@ -88,22 +104,8 @@ class Worker:
                 while not stop.is_set() and self.run_once():
                     pass
             idle_checks += 1
-            self._keep_signed()
+            self._upkeep.run()
             stop.wait(POLL_SECONDS)
-
-    def _keep_signed(self) -> None:
-        """Sign again what will expire soon, and say what only other keys can sign."""
-        try:
-            if not self._trust.refresh():
-                return
-            for role, expires in self._trust.expiring():
-                _log.warning(
-                    "%s expires on %s and is signed by keys that are not here: see docs/trust.md",
-                    role,
-                    f"{expires:%Y-%m-%d}",
-                )
-        except (AutoGLMError, OSError) as error:
-            _log.warning("The signed metadata could not be renewed: %s", error)
 
     def run_once(self) -> bool:
         """Do one build; False when there was nothing to do.
@@ -115,16 +117,7 @@ class Worker:
             return False
         self._job = job
         try:
-            self._build(job)
-        except (StorageError, OSError) as error:
-            _log.warning("Building %s waits for the disk: %s", _title(job), error)
-            self._ledger.fail(job, str(error)[:500], blameless=True)
-        except AutoGLMError as error:
-            _log.warning("Building %s failed: %s", _title(job), error)
-            self._ledger.fail(job, str(error)[:500])
-        except Exception as error:  # noqa: BLE001 - a defect in one build must not stop the others
-            _log.exception("Building %s failed", _title(job))
-            self._ledger.fail(job, f"{type(error).__name__}: {error}"[:500])
+            self._builder.build(self._ledger, job)
         finally:
             self._job = None
         return True
@@ -138,65 +131,8 @@ class Worker:
         if (job := self._job) is not None:
             self._ledger.put_back(job)
 
-    def _build(self, job: Job) -> None:
-        with self._store.workspace() as work:
-            _forget_peak_memory()
-            began = time.monotonic()
-            file = work / "package.wpatch"
-            base = None if job.base is None else self._store.releases / job.base.folder
-            patch.diff(base, self._store.releases / job.target.folder, file, threads=self._threads)
-            self._try_out(job, base, file, work / "check")
-            cost = BuildCost(time.monotonic() - began, _peak_memory_bytes())
-            self._finish(job, file, cost)
 
-    @staticmethod
-    def _try_out(job: Job, base: Path | None, file: Path, directory: Path) -> None:
-        patch.apply(base, file, directory, link_unchanged=True)
-        made = Manifest.read(directory)
-        made.verify(directory)
-        if made.sha256 != job.target.sha256:
-            raise IntegrityError(f"{directory / MANIFEST_NAME} is not the manifest of {job.target.version}")
-
-    def _finish(self, job: Job, file: Path, cost: BuildCost) -> None:
-        size = file.stat().st_size
-        if job.base is not None and job.full_size is not None and size > MAX_PATCH_SHARE * job.full_size:
-            reason = f"it would not pay: {size} bytes are {size / job.full_size:.0%} of the full package"
-            self._ledger.skip(job, reason, size=size, cost=cost)
-            return
-        info = patch.inspect(file)
-        package = StoredPackage(files.sha256_file(file), size, info.header_length, info.header_sha256)
-        base = None if job.base is None else job.base.sha256
-        with self._store.lock():
-            self._store.add_object(file, package.sha256)
-            # Signed before it is in the ledger: what is offered is always signed.
-            self._trust.add_packages([signed_package(package, job.target.sha256, base)])
-            self._ledger.store(job, package, cost)
-        _log.info("Built %s: %d bytes in %.1f s", _title(job), size, cost.seconds)
-
-
-def _title(job: Job) -> str:
-    source = "the full package" if job.base is None else f"the patch from {job.base.version}"
-    return f"{source} of {job.target.version}"
-
-
-def _forget_peak_memory() -> None:
-    """Begin a new measurement of the peak; without Linux's /proc, the peak is that of the process's life."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_memory_bytes() -> int:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _die_with_stdin(worker: Worker) -> None:
+def _die_with_stdin(worker: AnyWorker) -> None:
     """End at once when standard input closes: whoever started this process is gone or wants it gone.
 
     Dying in the middle of a build is safe, so nothing is waited for.
@@ -216,9 +152,12 @@ def _die_with_stdin(worker: Worker) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a worker until it is told to stop; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m autoglm.hub.worker", description="Build packages.")
-    parser.add_argument("--directory", type=Path, required=True, help="the hub's directory")
+    parser.add_argument("--directory", type=Path, required=True, help="the hub's directory on this machine")
     parser.add_argument("--database-url", help="the hub's database, where it is not in the directory")
+    parser.add_argument("--storage-url", help="the bucket of the objects, where that is not the directory")
+    parser.add_argument("--keys", type=Path, help="the online keys, where they are not in the directory")
     parser.add_argument("--threads", type=int, default=1, help="threads of the codec (default 1)")
+    parser.add_argument("--take-over-s", type=float, default=30.0, help="silence of a dead worker")
     parser.add_argument("--attached", action="store_true", help="end when standard input closes")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="[%(levelname)s] %(message)s")
@@ -235,16 +174,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(options: argparse.Namespace, stop: threading.Event) -> int:
-    config = HubConfig(options.directory, options.database_url)
-    with files.directory_lock(config.directory / "worker"):
-        worker = Worker(config, threads=options.threads)
+    config = HubConfig(
+        options.directory,
+        options.database_url or os.environ.get(DATABASE_VARIABLE),
+        storage_url=options.storage_url or os.environ.get(STORAGE_VARIABLE),
+        keys=options.keys,
+    )
+    with contextlib.ExitStack() as stack:
+        worker = _make(config, options, stack)
+        stack.callback(worker.close)
         if options.attached:
             _die_with_stdin(worker)
-        try:
-            worker.run(stop)
-        finally:
-            worker.close()
+        worker.run(stop)
     return 0
+
+
+def _make(config: HubConfig, options: argparse.Namespace, stack: contextlib.ExitStack) -> AnyWorker:
+    if is_shared(config.database_url):
+        from autoglm.hub.jobs import QueueWorker
+
+        return QueueWorker(config, threads=options.threads, take_over_s=options.take_over_s)
+    stack.enter_context(files.directory_lock(config.directory / "worker"))
+    return Worker(config, threads=options.threads)
 
 
 if __name__ == "__main__":

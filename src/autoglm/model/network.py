@@ -6,13 +6,13 @@ stays incremental. The network knows no tokenizer, no files and no sampling.
 
     >>> model = PhoneModel(config).eval()                                # doctest: +SKIP
     >>> cache = model.new_cache(num_slots=1, max_context=256)            # doctest: +SKIP
-    >>> hidden = model.prefill(prompt, cache, slot=0)                    # doctest: +SKIP
+    >>> hidden = model.prefill(prompt, cache, cache.slot(0))             # doctest: +SKIP
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -25,6 +25,8 @@ from autoglm.model.cache import KVCache
 from autoglm.model.config import ModelConfig
 from autoglm.model.embedders import AudioEmbedder, CoordinatePlaces, image_embedder
 from autoglm.model.layers import MASKED, Block, RmsNorm, rotary_tables
+from autoglm.model.pages import PageTable, Rows
+from autoglm.model.prefill import gated_prefill, span_limits
 from autoglm.model.prompt import Prompt
 
 IMAGE, AUDIO = 0, 1  # rows of the modality table
@@ -102,7 +104,7 @@ class PhoneModel(nn.Module):
         return self
 
     def new_cache(self, num_slots: int, max_context: int) -> KVCache:
-        """Allocate a cache for ``num_slots`` sequences of up to ``max_context`` tokens."""
+        """Allocate pages for ``num_slots`` sequences of up to ``max_context`` tokens."""
         devices = self.layer_devices or [self.device] * self.config.num_layers
         return KVCache(self.config, num_slots, max_context, devices, self.table.weight.dtype)
 
@@ -126,26 +128,47 @@ class PhoneModel(nn.Module):
         """Embed log-mel frames (B, F, mels) into (B, F / 4, width)."""
         return self.audio(mels).to(self.table.weight.dtype) + self.modality.weight[AUDIO]
 
-    def embed(self, prompt: Prompt) -> Tensor:
-        """Embed a whole prompt, media in their spans, into (T, width).
+    def embed_span(self, prompt: Prompt, span: int) -> Tensor:
+        """Embed the image or clip of one media span, (places, width).
+
+        Raises:
+            RequestError: the span and its image or clip disagree in length.
+        """
+        if span in prompt.image_spans:
+            pixels = prompt.images[prompt.image_spans.index(span)]
+            tokens = self.embed_images(pixels[None].to(self.device))[0]
+        else:
+            tokens = self.embed_audio(prompt.audios[prompt.audio_spans.index(span)][None].to(self.device))[0]
+        if (places := int((prompt.spans == span).sum())) != len(tokens):
+            raise RequestError(f"media span {span} has {places} places for {len(tokens)} tokens")
+        return tokens
+
+    def embed(
+        self,
+        prompt: Prompt,
+        start: int = 0,
+        stop: int | None = None,
+        media: Callable[[Prompt, int], Tensor] | None = None,
+    ) -> Tensor:
+        """Embed the tokens ``start`` to ``stop`` of a prompt, media in their spans, into (T, width).
+
+        Args:
+            prompt: what to embed.
+            start: the first token.
+            stop: past the last token; None: the prompt's end.
+            media: gives a span's embedding in place of :meth:`embed_span`, from a cache for example.
 
         Raises:
             RequestError: a span and its image or clip disagree in length.
         """
-        x = self.embed_tokens(prompt.token_ids.to(self.device))
-        media = {
-            prompt.image_spans[i]: self.embed_images(m[None].to(self.device))
-            for i, m in enumerate(prompt.images)
-        }
-        media |= {
-            prompt.audio_spans[i]: self.embed_audio(m[None].to(self.device))
-            for i, m in enumerate(prompt.audios)
-        }
-        for span, tokens in media.items():
-            index = (prompt.spans == span).nonzero()[:, 0].to(self.device)
-            if len(index) != tokens.shape[1]:
-                raise RequestError(f"media span {span} has {len(index)} places for {tokens.shape[1]} tokens")
-            x = x.index_copy(0, index, tokens[0])
+        x = self.embed_tokens(prompt.token_ids[start:stop].to(self.device))
+        spans = prompt.spans[start:stop]
+        for span in (*prompt.image_spans, *prompt.audio_spans):
+            index = (spans == span).nonzero()[:, 0].to(self.device)
+            if len(index):
+                before = int((prompt.spans[:start] == span).sum())
+                tokens = (media or self.embed_span)(prompt, span)
+                x = x.index_copy(0, index, tokens[before : before + len(index)])
         return x
 
     # Running
@@ -177,38 +200,58 @@ class PhoneModel(nn.Module):
                 hidden = x
         return self.norm(x), hidden
 
-    def prefill(self, prompt: Prompt, cache: KVCache, slot: int) -> Tensor:
-        """Run a whole prompt, fill ``slot`` of the cache, and return the last token's hidden state (width,).
+    def prefill(
+        self,
+        prompt: Prompt,
+        cache: KVCache,
+        table: PageTable,
+        start: int = 0,
+        stop: int | None = None,
+        media: Callable[[Prompt, int], Tensor] | None = None,
+    ) -> Tensor:
+        """Run the tokens ``start`` to ``stop`` of a prompt whose earlier tokens are in the cache already.
+
+        A piece may end anywhere but inside a media span, whose tokens see each other. It may begin there,
+        when what it continues was computed with the whole span.
+
+        Args:
+            prompt: what to run.
+            cache: written from ``start`` on.
+            table: the pages of this sequence.
+            start: the first token.
+            stop: past the last token; None: the prompt's end.
+            media: as for :meth:`embed`.
+
+        Returns:
+            The last token's hidden state (width,).
 
         Raises:
-            RequestError: the prompt does not fit into the slot.
+            RequestError: the tokens do not fit into the pages.
         """
-        T = len(prompt.token_ids)
-        if not 0 < T <= cache.max_context:
-            raise RequestError(f"the prompt has {T} tokens; a slot holds {cache.max_context}")
-        x = self.embed(prompt)[None]
+        stop = len(prompt.token_ids) if stop is None else stop
+        if not start < stop <= len(table) * cache.page:
+            raise RequestError(f"the prompt has {stop} tokens; its pages hold {len(table) * cache.page}")
+        x = self.embed(prompt, start, stop, media)[None]
         gate = dataclasses.asdict(self.config.topk)
-        tables, limits = rotary_tables(prompt.positions, self.config), topk.span_limits(prompt.spans)
-        for i, (block, keys) in enumerate(zip(self.layers, cache.keys, strict=True)):
-            x = x.to(keys.device)
+        tables = rotary_tables(prompt.positions[start:stop], self.config)
+        limits = span_limits(prompt.spans[start:stop], start)
+        for i, (block, device) in enumerate(zip(self.layers, cache.devices, strict=True)):
+            x = x.to(device)
             q, k, v = block.project(x, *(table.to(x) for table in tables))
-            cache.write_prompt(i, slot, k[0], v[0])
-            bounds = cache.bounds[i][slot]
-            attended = topk.gated_prefill(q[0], k[0], v[0], bounds, limits.to(keys.device), **gate)
+            keys, values = cache.write(i, table, start, k[0], v[0])
+            bounds = table.read(cache.bounds[i], 1, 0, -(-stop // cache.page))
+            attended = gated_prefill(q[0], keys, values, bounds, limits.to(device), **gate)
             x = block.finish(x, attended[None])
         return self.norm(x[0, -1].to(self.device))
 
-    def decode(
-        self, token_ids: Tensor, positions: Tensor, cache: KVCache, slots: Tensor, lengths: Tensor
-    ) -> Tensor:
-        """Run one token for each of B slots, each at its own length.
+    def decode(self, token_ids: Tensor, positions: Tensor, cache: KVCache, rows: Rows) -> Tensor:
+        """Run one token for each of B sequences, each at its own length.
 
         Args:
             token_ids: (B,) long.
             positions: (B,) long; the same on all three axes.
-            cache: written at ``lengths``.
-            slots: (B,) long, distinct.
-            lengths: (B,) long, tokens in the slot before this one.
+            cache: written at each row's newest place.
+            rows: where the sequences lie, this token counted; no two may write to the same page.
 
         Returns:
             (B, width).
@@ -217,12 +260,12 @@ class PhoneModel(nn.Module):
         places = positions[:, None, None].expand(-1, 1, 3)
         tables = [table[:, None] for table in rotary_tables(places, self.config)]
         gate = dataclasses.asdict(self.config.topk)
-        for i, (block, keys) in enumerate(zip(self.layers, cache.keys, strict=True)):
-            x = x.to(keys.device)
+        for i, (block, device) in enumerate(zip(self.layers, cache.devices, strict=True)):
+            x = x.to(device)
             q, k, v = block.project(x, *(table.to(x) for table in tables))
-            cache.append(i, slots.to(keys.device), lengths.to(keys.device), k[:, :, 0], v[:, :, 0])
+            cache.append(i, rows, k[:, :, 0], v[:, :, 0])
             held = (cache.keys[i], cache.values[i], cache.bounds[i])
-            attended = topk.gated_decode(q[:, :, 0], *held, slots, lengths + 1, **gate)
+            attended = topk.gated_decode(q[:, :, 0], *held, rows, **gate)
             x = block.finish(x, attended[:, :, None])
         return self.norm(x[:, 0].to(self.device))
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from PIL import Image
@@ -107,6 +107,18 @@ class Prompt:
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    def continued(self, token_ids: Sequence[int]) -> Prompt:
+        """Return this prompt with tokens written after it."""
+        count = len(token_ids)
+        places = self.next_position + torch.arange(count)
+        return replace(
+            self,
+            token_ids=torch.cat((self.token_ids, torch.tensor(token_ids, dtype=torch.long))),
+            positions=torch.cat((self.positions, places[:, None].expand(-1, 3))),
+            spans=torch.cat((self.spans, torch.zeros(count, dtype=torch.long))),
+            next_position=self.next_position + count,
+        )
 
 
 @dataclass

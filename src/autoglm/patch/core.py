@@ -29,7 +29,12 @@ from autoglm.patch.package import (
 )
 
 _ABI = 2
-_NAMES = {"win32": ("libwpatch.dll", "wpatch.dll"), "darwin": ("libwpatch.dylib",)}
+_NAMES = {
+    "win32": ("libwpatch.dll", "wpatch.dll"),
+    "darwin": ("libwpatch.dylib",),
+    "android": ("libwpatch.so",),
+    "ios": ("@rpath/wpatch.framework/wpatch",),
+}
 
 Tables = Sequence[Sequence[int]]
 
@@ -134,10 +139,24 @@ def find_library() -> Path:
     raise ConfigError(f"the patch codec's core ({names[0]}) is missing: install the package again, with pip")
 
 
+def _place() -> str:
+    """Return what to load: the library in this package, or on a phone the one that the app brings.
+
+    An app holds native code where its system's loader finds it by name: on Android among the app's
+    libraries, on iOS in a framework.
+    """
+    if hasattr(sys, "getandroidapilevel"):
+        return _NAMES["android"][0]
+    return _NAMES["ios"][0] if sys.platform == "ios" else str(find_library())
+
+
 @cache
 def _library() -> ctypes.CDLL:
-    path = find_library()
-    library = ctypes.CDLL(str(path))
+    path = _place()
+    try:
+        library = ctypes.CDLL(path)
+    except OSError as error:
+        raise ConfigError(f"the patch codec's core {path} cannot be loaded: {error}") from error
     parts = POINTER(_Part)
     library.wpatch_abi.argtypes = ()
     library.wpatch_expand_tables.argtypes = (c_void_p, c_size_t, c_void_p)

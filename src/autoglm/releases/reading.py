@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
 from typing import Any, cast
 
 from autoglm.errors import AutoGLMError
@@ -140,5 +139,8 @@ def parse_json(content: bytes, limit: int, what: str, error: type[AutoGLMError])
 
 
 def present(message: object) -> dict[str, Any]:
-    """Return a message as a JSON object without the fields that are not set."""
-    return {key: value for key, value in asdict(cast("Any", message)).items() if value is not None}
+    """Return a message as a JSON object without the fields that are not set.
+
+    What its fields hold is not copied: a check answers thousands of times a second.
+    """
+    return {key: value for key, value in vars(message).items() if value is not None}

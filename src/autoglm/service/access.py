@@ -2,29 +2,37 @@
 
 What it guarantees: administration always needs a token that is permitted to, whatever the configuration
 and wherever the caller sits, and refused attempts are in the audit log; inference and the device routes need
-one only when ``auth.required`` is set. A caller's address decides nothing but whose bucket a request is
-counted in when it carries no token.
+one only when ``auth.required`` is set, and packages then a link that was made for the device. Wrong ones are
+slow to try: an address that sent many is let wait, without shutting out the tokens that are known there to be
+right. A caller's address decides nothing but whose bucket a request is counted in when it carries no token.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
+from pathlib import Path
 
 from fastapi import Request
 
+from autoglm.errors import ConfigError, LinkError
 from autoglm.hub import Claims, Hub
 from autoglm.hub.audit import Actor
 from autoglm.hub.behind import UNKNOWN
 from autoglm.hub.permissions import ROLE_PERMISSIONS, Permission
+from autoglm.service.callers import caller_network
 from autoglm.service.problems import APIError
 
 MAX_CALLERS = 10_000
+FAILURES_PER_MINUTE = 30
 ENROLMENTS_PER_MINUTE = 30
 _DEVICE_ROUTES = "/v1/model/"
+_METADATA_ROUTES = "/v1/model/metadata/"
+_HASH = re.compile("[0-9a-fA-F]{64}")
 _NOT_PERMITTED = "E_PERMISSION"
 # What the refusal of a token says, and its code, by what is wrong with it.
 _FAULTS = {
@@ -45,17 +53,23 @@ class TokenBuckets:
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_minute, self._clock = per_minute, clock
+        self.is_limited = per_minute > 0
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # caller -> (tokens, at)
 
-    def wait_s(self, caller: str) -> float:
-        """Take one request out of the caller's bucket; return 0, or the seconds until the next may come."""
+    def wait_s(self, caller: str, *, take: bool = True) -> float:
+        """Return 0 and take one request out of the caller's bucket, or the seconds until the next may come.
+
+        Args:
+            caller: whose bucket.
+            take: False only looks.
+        """
         if not self._per_minute:
             return 0.0
         now, rate = self._clock(), self._per_minute / 60
         tokens, at = self._buckets.pop(caller, (float(self._per_minute), now))
         tokens = min(float(self._per_minute), tokens + (now - at) * rate)
         allowed = tokens >= 1
-        self._buckets[caller] = (tokens - allowed, now)
+        self._buckets[caller] = (tokens - (allowed and take), now)
         while len(self._buckets) > MAX_CALLERS:
             self._buckets.popitem(last=False)
         return 0.0 if allowed else (1 - tokens) / rate
@@ -68,12 +82,26 @@ class Access:
         hub: knows the tokens; None where there is none, then nothing can be proved.
         required: whether inference and the device routes need a token.
         requests_per_minute: of one caller; 0 is unlimited.
+        failures_per_minute: wrong tokens and links of one address; 0 is unlimited.
+        keys: SHA-256 of further keys that open inference, for a process without a hub.
+        clock: seconds, never going back.
     """
 
-    def __init__(self, hub: Hub | None, *, required: bool, requests_per_minute: int) -> None:
-        self._hub, self._required = hub, required
-        self._buckets = TokenBuckets(requests_per_minute)
-        self._enrolments = TokenBuckets(ENROLMENTS_PER_MINUTE)
+    def __init__(
+        self,
+        hub: Hub | None,
+        *,
+        required: bool,
+        requests_per_minute: int,
+        failures_per_minute: int = FAILURES_PER_MINUTE,
+        keys: Collection[str] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._hub, self.required, self._keys = hub, required, frozenset(keys)
+        self._buckets = TokenBuckets(requests_per_minute, clock)
+        self._enrolments = TokenBuckets(ENROLMENTS_PER_MINUTE, clock)
+        self._failures = TokenBuckets(failures_per_minute, clock)
+        self._good: OrderedDict[str, None] = OrderedDict()  # digests of tokens that were right
 
     def open_route(self, request: Request) -> Claims | None:
         """Let a request to inference or the device routes in; return what its token proves.
@@ -83,16 +111,49 @@ class Access:
                 the caller asks too often.
         """
         token = bearer_token(request)
+        if self.required:
+            claims = self._admit(request, token, "this service needs an API key")
+            self._check_use(claims, request.scope["path"])
+            return claims
         claims = self._verify(token)
-        if self._required:
-            if claims is None:
-                raise self._unauthorised(token, "this service needs an API key")
-            is_device_route = request.url.path.startswith(_DEVICE_ROUTES)
-            needed: Permission = "updates:use" if is_device_route else "models:use"
-            if not claims.may(needed):
-                raise _forbidden(claims, needed)
         self._count(request, token if claims else None)
         return claims
+
+    def _check_use(self, claims: Claims | None, path: str) -> None:
+        """See that a caller may use a route; whoever may see releases may read the metadata on them."""
+        if not path.startswith(_DEVICE_ROUTES):
+            needed: Permission = "models:use"
+        elif path.startswith(_METADATA_ROUTES) and claims is not None and claims.may("releases:read"):
+            return
+        else:
+            needed = "updates:use"
+        if claims is not None:
+            _require(claims, needed)
+        elif needed == "updates:use" and self._hub is not None:  # a key speaks for no device
+            raise _forbidden(None, None)
+
+    def package_route(self, request: Request, sha256: str) -> None:
+        """Let a request for a package in: by its link, or by the token of a person.
+
+        Raises:
+            APIError: 401 without a link and a valid token, 403 when that may not do this, 429 when the caller
+                asks too often.
+            LinkError: the link does not hold, or a device comes without one.
+        """
+        token = bearer_token(request)
+        if not self.required or self._hub is None:
+            self._count(request, token if self._verify(token) else None)
+            return
+        linked = "sig" in request.query_params
+        claims = None
+        if token is not None or not linked:
+            claims = self._admit(request, token, "a package needs a download link or an API key")
+        if claims is not None and not linked and claims.role != "device":
+            _require(claims, "updates:use")
+            return
+        if claims is None:
+            self._count(request, None)
+        self._check_link(request, self._hub, sha256, None if claims is None else claims.device_id)
 
     def admin_route(self, request: Request, *needed: Permission) -> Claims:
         """Let an administrator in.
@@ -102,16 +163,17 @@ class Access:
             needed: the permissions that this takes; none named means any that a device has not.
 
         Raises:
-            APIError: 401 without a valid token, 403 when that may not do this.
+            APIError: 401 without a valid token, 403 when that may not do this, 429 when the caller asks too
+                often.
         """
-        token = bearer_token(request)
-        claims = self._verify(token)
-        if claims is None:
-            problem = self._unauthorised(token, "administration needs a token")
+        try:
+            claims = self._admit(request, bearer_token(request), "administration needs a token")
+        except APIError as problem:
             self.note_refusal(request, None, problem)
-            raise problem
-        missing = next((each for each in needed if not claims.may(each)), None)
-        if missing is not None or not claims.permissions - ROLE_PERMISSIONS["device"]:
+            raise
+        may = frozenset[Permission]() if claims is None else claims.permissions
+        missing = next((each for each in needed if each not in may), None)
+        if claims is None or missing is not None or not may - ROLE_PERMISSIONS["device"]:
             problem = _forbidden(claims, missing)
             self.note_refusal(request, claims, problem, missing)
             raise problem
@@ -125,7 +187,9 @@ class Access:
         """
         claims = self._verify(bearer_token(request))
         if claims is None or not claims.may("devices:write"):
-            _count_in(self._enrolments, _address(request) or "")
+            self.patience(request)
+            if wait_s := self._enrolments.wait_s(_address_of(request)):
+                raise _too_many("too many requests: slow down", wait_s)
 
     def note_refusal(
         self, request: Request, claims: Claims | None, problem: APIError, needs: str | None = None
@@ -135,6 +199,47 @@ class Access:
             route = getattr(request.scope.get("route"), "path", "?")
             actor = actor_of(request, claims)
             self._hub.behind.refused(actor, f"{request.method} {route}", problem.code or "?", needs)
+
+    def patience(self, request: Request) -> None:
+        """Let an address wait that has sent many wrong tokens, links or codes.
+
+        Raises:
+            APIError: 429.
+        """
+        if wait_s := self._failures.wait_s(_address_of(request), take=False):
+            raise _too_many("too many wrong tokens came from this address: wait", wait_s)
+
+    def failed(self, request: Request) -> None:
+        """Count a wrong token, link or code against the address that it came from."""
+        self._failures.wait_s(_address_of(request))
+
+    def _admit(self, request: Request, token: str | None, why: str) -> Claims | None:
+        """Let a valid token in; None for a key that proves nothing but that it may use the model."""
+        if token is None:
+            self.patience(request)
+            raise self._unauthorised(None, why)
+        digest = hashlib.sha256(token.encode()).hexdigest()
+        if digest not in self._good:
+            self.patience(request)
+        claims = self._verify(token)
+        if claims is None and digest not in self._keys:
+            self.failed(request)
+            raise self._unauthorised(token, why)
+        self._good[digest] = None
+        self._good.move_to_end(digest)
+        if len(self._good) > MAX_CALLERS:
+            self._good.popitem(last=False)
+        self._count(request, token)
+        return claims
+
+    def _check_link(self, request: Request, hub: Hub, sha256: str, bearer: str | None) -> None:
+        try:
+            hub.links.verify(sha256, request.query_params, bearer)
+        except LinkError as error:
+            if error.forged:  # one that holds is let in, however many forged ones came from its address
+                self.patience(request)
+                self.failed(request)
+            raise
 
     def _unauthorised(self, token: str | None, needed: str) -> APIError:
         """Return the refusal of a request without a valid token: it says what is wrong with the one sent."""
@@ -147,29 +252,33 @@ class Access:
         return None if token is None or self._hub is None else self._hub.verify_token(token)
 
     def _count(self, request: Request, token: str | None) -> None:
-        address = _address(request) or ""
-        _count_in(self._buckets, address if token is None else hashlib.sha256(token.encode()).hexdigest())
+        """Count a request once, however many rules look at it."""
+        if not self._buckets.is_limited or getattr(request.state, "counted", False):
+            return
+        request.state.counted = True
+        caller = _address_of(request) if token is None else hashlib.sha256(token.encode()).hexdigest()
+        if wait_s := self._buckets.wait_s(caller):
+            raise _too_many("too many requests: slow down", wait_s)
 
 
 def actor_of(request: Request, claims: Claims | None) -> Actor:
     """Return who sends a request, for the audit log."""
-    address = _address(request)
+    address = request.client.host if request.client else None
     return replace(UNKNOWN, address=address) if claims is None else Actor.of(claims, address)
 
 
-def _address(request: Request) -> str | None:
-    return request.client.host if request.client else None
+def _address_of(request: Request) -> str:
+    return caller_network(request.client.host) if request.client else ""
 
 
-def _count_in(buckets: TokenBuckets, caller: str) -> None:
-    if wait_s := buckets.wait_s(caller):
-        raise APIError(
-            429,
-            "too many requests: slow down",
-            type="rate_limit_error",
-            code="rate_limit_exceeded",
-            headers={"retry-after": str(max(1, round(wait_s)))},
-        )
+def _require(claims: Claims, needed: Permission) -> None:
+    if not claims.may(needed):
+        raise _forbidden(claims, needed)
+
+
+def _too_many(message: str, wait_s: float) -> APIError:
+    headers = {"retry-after": str(max(1, round(wait_s)))}
+    return APIError(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=headers)
 
 
 def bearer_token(request: Request) -> str | None:
@@ -179,7 +288,10 @@ def bearer_token(request: Request) -> str | None:
     return token if scheme.lower() == "bearer" and 0 < len(token) <= 4096 else None
 
 
-def _forbidden(claims: Claims, missing: str | None) -> APIError:
+def _forbidden(claims: Claims | None, missing: str | None) -> APIError:
+    if claims is None:
+        message = "this key may use the model and nothing else"
+        return APIError(403, message, type="permission_error", code=_NOT_PERMITTED)
     lacks = f"{missing} is missing" if missing else "it may administer nothing"
     bearer = f"this token, of the role {claims.role!r}{', narrowed' if claims.scopes else ''},"
     return APIError(403, f"{bearer} may not do this: {lacks}", type="permission_error", code=_NOT_PERMITTED)
@@ -188,3 +300,41 @@ def _forbidden(claims: Claims, missing: str | None) -> APIError:
 def _unauthorised(message: str, code: str) -> APIError:
     headers = {"www-authenticate": "Bearer"}
     return APIError(401, message, type="authentication_error", code=code, headers=headers)
+
+
+def read_token(path: Path) -> str:
+    """Return the token in a file.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    return next(iter(_lines(path)))
+
+
+def read_keys(path: Path) -> frozenset[str]:
+    """Return the SHA-256 of each key in a file: a line is a key, or ``sha256:`` and the hash of one.
+
+    Empty lines and those that begin with ``#`` are left out.
+
+    Raises:
+        ConfigError: it cannot be read or holds none, or a hash in it is none.
+    """
+    return frozenset(_key_digest(line, path) for line in _lines(path))
+
+
+def _key_digest(line: str, path: Path) -> str:
+    if not line.startswith("sha256:"):
+        return hashlib.sha256(line.encode()).hexdigest()
+    if not _HASH.fullmatch(hashed := line[7:].strip()):
+        raise ConfigError(f"in {path}, a line with 'sha256:' lacks the 64 hex digits of a SHA-256 behind it")
+    return hashed.lower()
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the tokens in {path}: {error}") from error
+    if not (found := [line for line in lines if line and not line.startswith("#")]):
+        raise ConfigError(f"there is no token in {path}")
+    return found

@@ -31,7 +31,7 @@ from autoglm.trust.admission import MAX_UPLOADED
 _MAX_METADATA_BYTES = 32 << 20
 _RESERVE_BYTES = 64 << 20  # left free whatever is uploaded, so that the tables can still be written
 _FAILURES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorAnswer} for status in (400, 401, 403, 404, 409, 413, 507)
+    status: {"model": ErrorAnswer} for status in (400, 401, 403, 404, 409, 413, 429, 507)
 }
 
 
@@ -119,7 +119,7 @@ async def engine_status(state: Annotated[ServiceState, needs("engine:read")]) ->
     """Show the engine's counters and its updater's state."""
     status = None if state.updater is None else await anyio.to_thread.run_sync(state.updater.status)
     return {
-        "engine": dataclasses.asdict(state.engine.stats()),
+        "engine": dataclasses.asdict(state.some_engine.stats()),
         "updater": None if status is None else status.to_json(),
     }
 
@@ -141,13 +141,13 @@ async def engine_rollback(request: Request) -> dict[str, Any]:
     """Return the engine to its previous release; the present one is not installed again."""
     state = state_of(request)
     actor = actor_of(request, state.access.admin_route(request, "engine:write"))
-    updater, engine = state.updater, state.engine
+    updater, engine = state.updater, state.some_engine
     if updater is None:
         raise APIError(409, "this service does not follow a hub", type="conflict_error", code="E_CONFLICT")
     before = {"before": engine.active_version}
-    await anyio.to_thread.run_sync(state.some_hub.audit.note, actor, "engine.rollback", "service", before)
     reason = f"asked for by {actor.name}"
     await anyio.to_thread.run_sync(lambda: updater.rollback(engine, reason=reason))
+    await anyio.to_thread.run_sync(state.some_hub.audit.note, actor, "engine.rollback", "service", before)
     return {"version": engine.active_version}
 
 

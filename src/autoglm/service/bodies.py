@@ -9,6 +9,7 @@ import anyio.to_thread
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
+from starlette.requests import ClientDisconnect
 
 from autoglm.service.problems import APIError, problem_of_fields
 
@@ -37,9 +38,17 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         APIError: 413, it is larger than ``max_bytes``.
         ClientDisconnect: the client went away.
     """
-    content = bytearray()
-    async for chunk in bounded_chunks(request, max_bytes):
-        content += chunk
+    if (promised_bytes(request) or 0) > max_bytes:
+        raise _too_large(max_bytes)
+    content, more = bytearray(), True
+    while more:  # without the generator below, which costs as much as a whole update check decides
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        content += message.get("body", b"")
+        more = bool(message.get("more_body"))
+        if len(content) > max_bytes:
+            raise _too_large(max_bytes)
     return bytes(content)
 
 

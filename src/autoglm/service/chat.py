@@ -9,12 +9,13 @@ import anyio.to_thread
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from autoglm.engine import Finished, Generation, GenerationRequest, Sampling
+from autoglm.engine import Finished, Generation, GenerationRequest, Sampling, SharedPrompt
 from autoglm.errors import RequestError
+from autoglm.model.tools import tools_message
 from autoglm.service.bodies import body_schema, read_model
 from autoglm.service.media import MediaReader
 from autoglm.service.problems import APIError, ErrorAnswer
-from autoglm.service.replies import Head, Showing, choice_body, showing_of, usage_body
+from autoglm.service.replies import Head, Presenter, Showing, choice_body, showing_of, usage_body
 from autoglm.service.schemas import ChatRequest
 from autoglm.service.state import OpenState, ServiceState
 from autoglm.service.streaming import ChunkStream, collect, stream_chunks
@@ -39,10 +40,14 @@ async def complete(request: Request, state: OpenState) -> Response:
     headers = {VERSION_HEADER: generations[0].release}
     if chat.stream:
         include_usage = bool(chat.stream_options and chat.stream_options.include_usage)
-        chunks = stream_chunks(head, generations, showing, include_usage=include_usage)
+        presenters = [Presenter(showing, has_tools=bool(chat.callable_tools)) for _ in generations]
+        chunks = stream_chunks(head, generations, presenters, include_usage=include_usage)
         return ChunkStream(chunks, generations, headers)
     events = await collect(request, generations)
-    choices = [choice_body(index, showing, choice) for index, choice in enumerate(events)]
+    choices = [
+        choice_body(index, showing, choice, has_tools=bool(chat.callable_tools))
+        for index, choice in enumerate(events)
+    ]
     usages = [event.usage for choice in events for event in choice if isinstance(event, Finished)]
     body = head.body("chat.completion") | {"choices": choices, "usage": usage_body(usages)}
     return JSONResponse(body, headers=headers)
@@ -52,19 +57,23 @@ def _submit(
     state: ServiceState, chat: ChatRequest, version: str | None
 ) -> tuple[Showing, Sequence[Generation]]:
     """Decode the media and hand the request to the engine, once a choice."""
-    messages = MediaReader(state.settings.limits).messages(chat.messages)
+    messages = MediaReader(state.settings.limits, state.images).messages(chat.messages)
+    tools, structure, shared = chat.callable_tools, chat.structure, SharedPrompt()
+    told = [tools_message(tools), *messages] if tools else messages
     generations: list[Generation] = []
     try:
         for index in range(chat.n):
             wanted = GenerationRequest(
-                messages=messages,
+                messages=told,
                 enable_thinking=chat.wants_thinking,
                 sampling=_sampling(chat, index),
                 max_tokens=chat.token_limit,
                 stop=chat.stops,
-                release=version,
+                release=generations[0].release if generations else version,  # all choices on one
+                structure=structure,
+                shared=shared,
             )
-            generations.append(state.engine.submit(wanted))
+            generations.append(state.some_engine.submit(wanted))
     except BaseException:
         for generation in generations:
             generation.cancel()
@@ -78,8 +87,10 @@ def _sampling(chat: ChatRequest, index: int) -> Sampling:
         temperature=chat.temperature or 0.0,
         top_p=1.0 if chat.top_p is None else chat.top_p,
         top_k=max(0, chat.top_k or 0),
+        min_p=chat.min_p or 0.0,
         presence_penalty=chat.presence_penalty or 0.0,
         frequency_penalty=chat.frequency_penalty or 0.0,
+        repetition_penalty=1.0 if chat.repetition_penalty is None else chat.repetition_penalty,
         logit_bias=_logit_bias(chat),
         seed=None if chat.seed is None else chat.seed + index,
         logprobs=bool(chat.logprobs),
@@ -100,7 +111,7 @@ def _model_body(state: ServiceState, name: str) -> dict[str, Any]:
         "object": "model",
         "created": state.created,
         "owned_by": "autoglm",
-        "version": state.engine.active_version,
+        "version": state.some_engine.active_version,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anyio.to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
@@ -22,4 +23,7 @@ async def ready(request: Request) -> JSONResponse:
     state = state_of(request)
     if state.stopping:
         return JSONResponse({"status": "stopping"}, status_code=503)
+    if state.engine is None:
+        await anyio.to_thread.run_sync(state.some_hub.info)  # a hub is ready when its tables answer
+        return JSONResponse({"status": "ready"})
     return JSONResponse({"status": "ready", "version": state.engine.active_version})

@@ -16,6 +16,8 @@ from autoglm.errors import RequestError
 from autoglm.model.audio import SAMPLE_RATE, decode_audio
 from autoglm.model.image import decode_image
 from autoglm.model.prompt import AudioPart, ImagePart, Message, Part, TextPart
+from autoglm.model.tools import call_text
+from autoglm.service.pictures import DecodedImages
 from autoglm.service.schemas import AudioContent, ChatMessage, ImageContent, TextContent
 from autoglm.service.settings import LimitSettings
 
@@ -24,9 +26,15 @@ _MEGA = 1_000_000
 
 
 class MediaReader:
-    """Turn the messages of one request into what the model takes, spending one budget for all media."""
+    """Turn the messages of one request into what the model takes, spending one budget for all media.
 
-    def __init__(self, limits: LimitSettings) -> None:
+    Args:
+        limits: the budgets.
+        images: pictures that earlier requests held.
+    """
+
+    def __init__(self, limits: LimitSettings, images: DecodedImages) -> None:
+        self._images = images
         self._pixels = int(limits.image_mp * _MEGA)
         self._seconds = float(limits.audio_seconds)
 
@@ -36,11 +44,11 @@ class MediaReader:
         Raises:
             RequestError: media that cannot be used; the message and ``param`` say which.
         """
-        return [self._message(index, message) for index, message in enumerate(messages)]
+        return [_with_calls(self._message(i, message), message) for i, message in enumerate(messages)]
 
     def _message(self, index: int, message: ChatMessage) -> Message:
-        if isinstance(message.content, str):
-            return Message(message.role, message.content)
+        if message.content is None or isinstance(message.content, str):
+            return Message(message.role, message.content or "")
         parts: list[Part] = []
         for place, content in enumerate(message.content):
             param = f"messages[{index}].content[{place}]"
@@ -63,7 +71,8 @@ class MediaReader:
         found = _DATA_URI.match(url)
         if found is None:
             raise RequestError("the image must be a data:image/...;base64, URI")
-        image = decode_image(_from_base64(url[found.end() :], "image"), self._pixels)
+        content = _from_base64(url[found.end() :], "image")
+        image = self._images.get(content, self._pixels, decode_image)
         self._pixels -= image.width * image.height
         return ImagePart(image)
 
@@ -71,6 +80,12 @@ class MediaReader:
         samples = decode_audio(_from_base64(data, "audio"), self._seconds)
         self._seconds -= len(samples) / SAMPLE_RATE
         return AudioPart((samples, SAMPLE_RATE))
+
+
+def _with_calls(message: Message, given: ChatMessage) -> Message:
+    """Add the tool calls of an earlier answer, as the model writes them."""
+    calls = "".join(call_text(c.function.name, c.function.arguments) for c in given.tool_calls or ())
+    return Message(message.role, [*message.parts, TextPart(calls)]) if calls else message
 
 
 def _from_base64(text: str, what: str) -> bytes:

@@ -18,15 +18,18 @@ from starlette.datastructures import Headers
 from starlette.responses import MalformedRangeHeader, RangeNotSatisfiable
 from starlette.types import Receive, Scope, Send
 
-from autoglm.releases import EventBatch, UpdateRequest
+from autoglm.releases import EventBatch
 from autoglm.service.bodies import read_body
+from autoglm.service.delivery import remote_package
 from autoglm.service.problems import APIError, ErrorAnswer, read_json
-from autoglm.service.state import OpenState, ServiceState, state_of
+from autoglm.service.state import OpenState, state_of
+from autoglm.service.update_check import as_response, check_update
+from autoglm.service.wire_schemas import exchange
 from autoglm.trust.roles import TIMESTAMP_NAME
 
-MAX_CHECK_BYTES = 64 << 10
 MAX_EVENTS_BYTES = 1 << 20
 MIN_PACKED_BYTES = 512
+_PACKAGE_TYPE = "application/octet-stream"
 _FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer} for status in (400, 401, 403, 404, 413, 429)
 }
@@ -37,22 +40,11 @@ hub_router = APIRouter(tags=["devices"], responses=_FAILURES)
 """What needs the hub."""
 
 
-def _body_schema(properties: dict[str, Any], *required: str) -> dict[str, Any]:
-    schema = {"type": "object", "properties": properties, "required": list(required)}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
-_STRING = {"type": "string"}
-_CHECK_SCHEMA = _body_schema({"device_id": _STRING, "current_version": _STRING}, "device_id")
-_EVENTS_SCHEMA = _body_schema(
-    {"device_id": _STRING, "events": {"type": "array", "items": {"type": "object"}}}, "device_id", "events"
-)
-
-
 @engine_router.get("/v1/model/info")
 async def info(state: OpenState) -> dict[str, Any]:
     """Say which release answers requests here."""
-    engine, manifest = state.engine, state.engine.active.manifest
+    engine = state.some_engine
+    manifest = engine.active.manifest
     return {
         "model": manifest.model,
         "variant": manifest.variant,
@@ -68,18 +60,15 @@ async def info(state: OpenState) -> dict[str, Any]:
     }
 
 
-@hub_router.post("/v1/model/update", openapi_extra=_CHECK_SCHEMA)
-async def check(request: Request) -> JSONResponse:
-    """Answer a device that asks whether there is something for it."""
-    state = state_of(request)
-    claims = state.access.open_route(request)
-    body = read_json(await read_body(request, MAX_CHECK_BYTES), "update request")
-    wanted = UpdateRequest.from_json(body)
-    answer = state.some_hub.check(wanted, claims, _base_url(request, state))  # decided in memory
-    return JSONResponse(answer.to_json(), headers={"cache-control": "no-store"})
+@hub_router.post("/v1/model/update", openapi_extra=exchange("UpdateRequest", "UpdateAnswer", 200))
+async def check(request: Request) -> Response:
+    """Answer a device that asks whether there is something for it; most never come as far as here."""
+    return as_response(await check_update(request, state_of(request)))
 
 
-@hub_router.post("/v1/model/events", status_code=202, openapi_extra=_EVENTS_SCHEMA)
+@hub_router.post(
+    "/v1/model/events", status_code=202, openapi_extra=exchange("EventBatch", "EventAnswer", 202)
+)
 async def record(request: Request) -> JSONResponse:
     """Take the events of a device; each is counted once, however often it is sent."""
     state = state_of(request)
@@ -145,12 +134,20 @@ Sha256 = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
 
 @hub_router.get("/v1/model/packages/{sha256}.wpatch", response_class=FileResponse)
 @hub_router.head("/v1/model/packages/{sha256}.wpatch", include_in_schema=False)
-async def package(sha256: Sha256, state: OpenState) -> Response:
-    """Send a package, or the range of it that was asked for. The bytes under a name never change."""
+async def package(sha256: Sha256, request: Request) -> Response:
+    """Send a package, or the range of it that was asked for. The bytes under a name never change.
+
+
+    Where authentication is required, the query holds the link that the update check gave.
+    """
+    state = state_of(request)
+    state.access.package_route(request, sha256)
+    if state.some_hub.is_remote:
+        return await remote_package(state.some_hub, sha256, request, state.settings.hub.delivery)
     path = await anyio.to_thread.run_sync(state.some_hub.package_path, sha256)
-    headers = {"etag": f'"{sha256}"', "cache-control": "public, max-age=31536000, immutable"}
-    return PackageResponse(path, media_type="application/octet-stream", headers=headers)
-
-
-def _base_url(request: Request, state: ServiceState) -> str:
-    return state.settings.public_url or str(request.base_url).rstrip("/")
+    lasting = "private" if state.access.required else "public"
+    headers = {"etag": f'"{sha256}"', "cache-control": f"{lasting}, max-age=31536000, immutable"}
+    prefix = state.settings.hub.accel_redirect
+    if prefix is not None and getattr(request.state, "proxied", False):
+        return Response(headers={"x-accel-redirect": prefix + path.name, **headers}, media_type=_PACKAGE_TYPE)
+    return PackageResponse(path, media_type=_PACKAGE_TYPE, headers=headers)

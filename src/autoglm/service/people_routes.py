@@ -127,6 +127,7 @@ async def register(request: Request) -> JSONResponse:
         try:
             answer = await anyio.to_thread.run_sync(enrolment.enrol, wanted, actor_of(request, None).address)
         except PermissionDeniedError as error:
+            state.access.failed(request)
             state.access.note_refusal(request, None, problem_of(error), "an enrolment code")
             raise
     return JSONResponse(answer.to_json(), status_code=201, headers=_SECRET)
@@ -230,7 +231,7 @@ async def list_tokens(
     role: Annotated[Role | None, Query()] = None,
     device_id: Annotated[str | None, Query(max_length=128)] = None,
     live: bool = False,
-    after: Annotated[int, Query(ge=0, le=1 << 31)] = 0,
+    after: Annotated[int, Query(ge=0, lt=1 << 31)] = 0,
     limit: Limit = 100,
 ) -> dict[str, Any]:
     """List the tokens, without the tokens, oldest first, a page at a time."""

@@ -138,7 +138,7 @@ def _dotted(location: tuple[int | str, ...] | list[int | str]) -> str:
 
 
 def _is_field(part: str) -> bool:
-    return part.isidentifier() and part not in ("query", "body", "path", "str")
+    return part.isidentifier() and part.islower() and part not in ("query", "body", "path", "str")
 
 
 def read_json(content: bytes, what: str) -> object:
@@ -156,26 +156,34 @@ def read_json(content: bytes, what: str) -> object:
 def install_problem_handlers(app: FastAPI) -> None:
     """Give every failure of the application the one shape."""
     handlers: dict[Any, Any] = {
-        APIError: _on_problem,
-        AutoGLMError: _on_our_error,
+        APIError: _on_refusal,
+        AutoGLMError: _on_refusal,
         HTTPException: _on_http_error,
         RequestValidationError: _on_fields,
-        ClientDisconnect: _on_disconnect,
+        ClientDisconnect: _on_refusal,
         Exception: _on_surprise,
     }
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)
 
 
-async def _on_problem(_: Request, problem: APIError) -> Response:
-    return problem.response
+def refusal(request: Request, error: Exception) -> Response:
+    """Return the answer to a request that came to this error; one that nobody expected is logged."""
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=499)  # nobody is there to read it
+    if isinstance(error, APIError):
+        return error.response
+    if isinstance(error, AutoGLMError):
+        problem = problem_of(error)
+        if problem.status >= 500 and problem.status != 503:
+            _log.error("%s %s: %s", request.method, request.url.path, error)
+        return problem.response
+    _log.error("%s %s", request.method, request.url.path, exc_info=error)
+    return _surprise().response
 
 
-async def _on_our_error(request: Request, error: AutoGLMError) -> Response:
-    problem = problem_of(error)
-    if problem.status >= 500 and problem.status != 503:
-        _log.error("%s %s: %s", request.method, request.url.path, error)
-    return problem.response
+async def _on_refusal(request: Request, error: Exception) -> Response:
+    return refusal(request, error)
 
 
 async def _on_http_error(request: Request, error: HTTPException) -> Response:
@@ -190,10 +198,10 @@ async def _on_fields(_: Request, error: RequestValidationError) -> Response:
     return problem_of_fields(error).response
 
 
-async def _on_disconnect(_: Request, error: ClientDisconnect) -> Response:
-    return Response(status_code=499)  # nobody is there to read it
-
-
 async def _on_surprise(_: Request, error: Exception) -> Response:
+    return _surprise().response  # the server logs it
+
+
+def _surprise() -> APIError:
     message = "an internal error occurred; the server's log says more"
-    return APIError(500, message, type="server_error", code="internal_error").response
+    return APIError(500, message, type="server_error", code="internal_error")

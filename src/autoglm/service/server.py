@@ -5,35 +5,71 @@ Shared by the service and by a device process that answers requests itself.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import signal
 import socket
 from collections.abc import Callable, Generator
 from types import FrameType
+from typing import Any, cast
 
 import uvicorn
 
 from autoglm.service.app import create_app
+from autoglm.service.callers import Forwarded, Proxies
+from autoglm.service.connections import ConnectionLimits, Doorkeeper, room_for_connections
 from autoglm.service.machine import check_certificate, listen
-from autoglm.service.protocol import BoundedProtocol
+from autoglm.service.protocol import bounded_protocol
+from autoglm.service.settings import Settings
 from autoglm.service.state import ServiceState
 
 GRACE_S = 25
-_KEEP_ALIVE_S = 75
+_BACKLOG = 2048
+_HANDSHAKE_S = 10.0
+_TICKS_PER_LOOK = 10
+_EVERY_ANSWER = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
+
+_log = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that says when its socket really listens."""
+    """A uvicorn server that says when its socket really listens, and looks after its connections."""
 
-    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, doorkeeper: Doorkeeper, on_listening: Callable[[], None]
+    ) -> None:
         super().__init__(config)
+        self.doorkeeper = doorkeeper
         self._on_listening = on_listening
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, then say so."""
-        await super().startup(sockets=sockets)
-        if self.started:
-            self._on_listening()
+        """Listen, with a bound on TLS handshakes, then say so."""
+        await self.lifespan.startup()
+        config, loop = self.config, asyncio.get_running_loop()
+        tls: dict[str, Any] = {}
+        if config.ssl is not None:  # whoever does not finish one is no connection yet, but holds a file
+            tls = {
+                "ssl": config.ssl,
+                "ssl_handshake_timeout": _HANDSHAKE_S,
+                "ssl_shutdown_timeout": _HANDSHAKE_S,
+            }
+        self.servers = [
+            await loop.create_server(self._connection, sock=each, backlog=config.backlog, **tls)
+            for each in sockets or []
+        ]
+        self.started = True
+        self._on_listening()
+
+    def _connection(self) -> asyncio.Protocol:
+        make = cast("Callable[..., asyncio.Protocol]", self.config.http_protocol_class)
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Do what is due every tenth of a second; connections are looked at every second."""
+        if counter % _TICKS_PER_LOOK == 0:
+            self.doorkeeper.inspect()
+        return await super().on_tick(counter)
 
 
 def make_server(state: ServiceState, on_listening: Callable[[], None]) -> Server:
@@ -44,23 +80,41 @@ def make_server(state: ServiceState, on_listening: Callable[[], None]) -> Server
     """
     settings = state.settings
     check_certificate(settings)
-    tls = settings.tls
+    tls, proxies = settings.tls, Proxies(settings.trusted_proxies)
+    doorkeeper = Doorkeeper(connection_limits(settings), proxies)
+    app = create_app(state)
     config = uvicorn.Config(
-        create_app(state),
-        http=BoundedProtocol,
+        Forwarded(app, proxies) if proxies else app,
+        http=bounded_protocol(doorkeeper),
         log_config=None,
+        log_level="error",  # it warns of each request that is none: strangers could fill the disk
         access_log=False,
         server_header=False,
+        headers=list(_EVERY_ANSWER.items()),
         lifespan="off",
         ws="none",
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=settings.trusted_proxies,
+        proxy_headers=False,
         ssl_certfile=None if tls.cert is None else settings.path(tls.cert),
         ssl_keyfile=None if tls.key is None else settings.path(tls.key),
-        timeout_keep_alive=_KEEP_ALIVE_S,
+        backlog=_BACKLOG,
+        timeout_keep_alive=settings.limits.idle_seconds,
         timeout_graceful_shutdown=GRACE_S,
     )
-    return Server(config, on_listening)
+    return Server(config, doorkeeper, on_listening)
+
+
+def connection_limits(settings: Settings) -> ConnectionLimits:
+    """Return the limits of connections, as far as this process may open files."""
+    limits = settings.limits
+    total = room_for_connections(limits.connections)
+    if total < limits.connections:
+        _log.warning(
+            "this process may open files for %d connections only, of the %d in limits.connections: "
+            "raise its limit (ulimit -n)",
+            total,
+            limits.connections,
+        )
+    return ConnectionLimits(total, limits.connections_per_address, limits.slow_seconds)
 
 
 def run_server(state: ServiceState, listener: socket.socket, on_listening: Callable[[str], None]) -> None:

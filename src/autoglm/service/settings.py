@@ -26,6 +26,7 @@ from pydantic import AfterValidator, ConfigDict, Field, Strict, TypeAdapter, Val
 from autoglm.device.settings import MAX_TRIAL_ANSWERS, MAX_TRIAL_MINUTES, MAX_TRIES, parse_every
 from autoglm.errors import ConfigError
 from autoglm.releases import is_name
+from autoglm.service.consistency import location_text, pin_text, require_consistent
 
 MAX_CONFIG_BYTES = 1 << 20
 _KNOWN_KEYS = ConfigDict(extra="forbid")
@@ -50,6 +51,18 @@ def _public_url(text: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("must be an address such as https://models.example.com")
     return text.rstrip("/")
+
+
+def _database_url(text: str) -> str:
+    if not text.startswith(("sqlite:///", "postgresql://", "postgresql+psycopg://")):
+        raise ValueError("must be sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE")
+    return text
+
+
+def _storage_url(text: str) -> str:
+    if not text.startswith("s3://"):
+        raise ValueError("must be s3://BUCKET/FOLDER")
+    return text
 
 
 def _proxy(text: str) -> str:
@@ -101,11 +114,17 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class AuthSettings:
-    """Whether inference and the update check need a token; administration always does."""
+    """Whether inference and the update check need a token; administration always does.
+
+    Attributes:
+        required: whether they do.
+        keys_file: the keys that open inference in a process without a hub.
+    """
 
     __pydantic_config__ = _KNOWN_KEYS
 
     required: Switch = False
+    keys_file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -120,13 +139,25 @@ class TLSSettings:
 
 @dataclass(frozen=True)
 class HubSettings:
-    """Where the hub keeps its tables and bytes, and whether the service starts the patch worker."""
+    """Where the hub keeps its tables and bytes, and whether the service starts the patch worker.
+
+    Attributes:
+        database_url: of an SQLite file or a PostgreSQL database; None for a file in ``data_dir``.
+        storage_url: ``s3://BUCKET/FOLDER``; None keeps the bytes in ``data_dir``.
+        delivery: with cloud storage, whether devices are sent there or the hub passes packages on.
+        keys: the directory of the online keys; None for the one in ``data_dir``.
+        worker: whether the service starts the process that builds packages.
+        accel_redirect: the internal location from which a trusted proxy sends packages by itself.
+    """
 
     __pydantic_config__ = _KNOWN_KEYS
 
-    database_url: str | None = None
-    storage_url: str | None = None
+    database_url: Annotated[str, AfterValidator(_database_url)] | None = None
+    storage_url: Annotated[str, AfterValidator(_storage_url)] | None = None
+    delivery: Literal["redirect", "proxy"] = "redirect"
+    keys: str | None = None
     worker: Switch = True
+    accel_redirect: Annotated[str, AfterValidator(location_text)] | None = None
 
 
 @dataclass(frozen=True)
@@ -139,8 +170,14 @@ class UpdateSettings:
         trial_answers: good live answers that confirm a new release.
         trial_minutes: and the time it must have run.
         tries: starts that an unconfirmed release is given.
-        root: the hub's ``root.json`` for devices that run from this file; not for the service itself.
-        trust_first_use: let such devices believe the first root that their hub sends.
+        root: the hub's ``root.json``, for an engine without a hub and for devices that run from this file.
+        trust_first_use: let them believe the first root that their hub sends.
+        hub_url: the hub that an engine without one follows; the rest is for such an engine too.
+        token_file: holds its token for that hub.
+        device_id: its name there; None makes one up and keeps it.
+        ca_file: trust this CA alone (PEM).
+        pins: and a certificate with one of these keys only, ``sha256/BASE64``.
+        allow_http: follow it over plain http.
     """
 
     __pydantic_config__ = _KNOWN_KEYS
@@ -152,6 +189,12 @@ class UpdateSettings:
     tries: Annotated[int, Strict(), Field(ge=1, le=MAX_TRIES)] = 3
     root: str | None = None
     trust_first_use: Switch = False
+    hub_url: Annotated[str, AfterValidator(_public_url)] | None = None
+    token_file: str | None = None
+    device_id: Name | None = None
+    ca_file: str | None = None
+    pins: list[Annotated[str, AfterValidator(pin_text)]] = field(default_factory=list[str])
+    allow_http: Switch = False
 
 
 @dataclass(frozen=True)
@@ -164,6 +207,11 @@ class LimitSettings:
         audio_seconds: length of one recording.
         queue: requests that may wait; more are answered 503.
         requests_per_minute: of one token or address; 0 is unlimited.
+        failures_per_minute: wrong tokens and links of one address; 0 is unlimited.
+        connections: open at once; the ones longest idle make way.
+        connections_per_address: the same for one address, trusted proxies excepted; 0 is unlimited.
+        slow_seconds: for a request's head to arrive, and for the next bytes of its body.
+        idle_seconds: for which a connection stays open between two requests.
     """
 
     __pydantic_config__ = _KNOWN_KEYS
@@ -173,6 +221,11 @@ class LimitSettings:
     audio_seconds: Annotated[float, Strict(), Field(gt=0, le=3600, allow_inf_nan=False)] = 60.0
     queue: Annotated[int, Strict(), Field(ge=1, le=100_000)] = 256
     requests_per_minute: Annotated[int, Strict(), Field(ge=0, le=1_000_000)] = 0
+    failures_per_minute: Annotated[int, Strict(), Field(ge=0, le=1_000_000)] = 30
+    connections: Annotated[int, Strict(), Field(ge=16, le=1_000_000)] = 4096
+    connections_per_address: Annotated[int, Strict(), Field(ge=0, le=1_000_000)] = 512
+    slow_seconds: Annotated[int, Strict(), Field(ge=1, le=3600)] = 15
+    idle_seconds: Annotated[int, Strict(), Field(ge=1, le=3600)] = 75
 
 
 @dataclass(frozen=True)
@@ -190,6 +243,7 @@ class Settings:
     """All settings; the attributes are the keys of ``config.yaml``.
 
     Attributes:
+        role: ``all``, ``hub`` (no model, no torch) or ``engine`` (a model that follows a hub elsewhere).
         host, port: where to listen; port 0 takes a free one.
         public_url: the address that devices are given for downloads; None takes the request's own.
         trusted_proxies: addresses or networks whose ``X-Forwarded-*`` headers are believed; ``*`` for all.
@@ -202,6 +256,7 @@ class Settings:
 
     __pydantic_config__ = _KNOWN_KEYS
 
+    role: Literal["all", "hub", "engine"] = "all"
     host: str = "0.0.0.0"
     port: Annotated[int, Strict(), Field(ge=0, le=65535)] = 8000
     public_url: Annotated[str, AfterValidator(_public_url)] | None = None
@@ -242,7 +297,6 @@ class Settings:
 # Keys whose feature another version brings: (section, key, the values that are fine).
 _NOT_BUILT: tuple[tuple[str, str, tuple[object, ...]], ...] = (
     ("model", "in_flight", ("pin",)),
-    ("hub", "storage_url", (None,)),
     ("update", "channel", ("stable",)),
     ("backend", "kind", ("native",)),
     ("backend", "url", (None,)),
@@ -260,11 +314,12 @@ def load_settings(path: Path | None, **overrides: Any) -> Settings:
     where = "the command line" if path is None else str(path)
     values = {} if path is None else _read(path)
     directory = Path.cwd() if path is None else path.resolve().parent
-    settings = parse_settings(values, where=where, directory=directory)
+    settings = _typed(values, where, directory)
     chosen = {key: value for key, value in overrides.items() if value is not None}
-    if not chosen:
-        return settings
-    return parse_settings(values | chosen, where="the command line", directory=directory)
+    if chosen:
+        settings = _typed(values | chosen, "the command line", directory)
+    require_consistent(settings, where)
+    return settings
 
 
 def parse_settings(values: dict[str, Any], *, where: str, directory: Path) -> Settings:
@@ -273,6 +328,12 @@ def parse_settings(values: dict[str, Any], *, where: str, directory: Path) -> Se
     Raises:
         ConfigError: a key is unknown, wrong, or not available in this version; ``where`` is named.
     """
+    settings = _typed(values, where, directory)
+    require_consistent(settings, where)
+    return settings
+
+
+def _typed(values: dict[str, Any], where: str, directory: Path) -> Settings:
     if "directory" in values:
         raise ConfigError(f"{where}: unknown key 'directory': remove it or correct its name")
     try:
@@ -280,7 +341,6 @@ def parse_settings(values: dict[str, Any], *, where: str, directory: Path) -> Se
     except ValidationError as error:
         raise ConfigError(_explain(error, where)) from error
     _refuse_unbuilt(settings, where)
-    _check_together(settings, where)
     return settings
 
 
@@ -320,16 +380,6 @@ def _refuse_unbuilt(settings: Settings, where: str) -> None:
             raise ConfigError(
                 f"{where}: {section}.{key}: {value!r} is not available in this version; set it to {allowed}"
             )
-    if (url := settings.hub.database_url) is not None and not url.startswith("sqlite:///"):
-        raise ConfigError(f"{where}: hub.database_url: this version keeps its tables in sqlite:///FILE only")
-
-
-def _check_together(settings: Settings, where: str) -> None:
-    if (settings.tls.cert is None) != (settings.tls.key is None):
-        raise ConfigError(f"{where}: tls: cert and key belong together; set both or neither")
-    names = [settings.model.name, *settings.model.aliases]
-    if len(set(names)) != len(names):
-        raise ConfigError(f"{where}: model.aliases: a name is listed twice")
 
 
 def setting_keys() -> tuple[str, ...]:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import anyio
 from fastapi import Depends, Request
 from starlette.requests import HTTPConnection
 
 from autoglm.device import Agent, Updater
-from autoglm.engine import Engine
 from autoglm.hub import Hub
 from autoglm.service.access import Access
+from autoglm.service.pictures import DecodedImages
 from autoglm.service.problems import APIError
 from autoglm.service.settings import Settings
+
+if TYPE_CHECKING:
+    from autoglm.engine import Engine  # a process that is a hub only goes without the model's libraries
 
 # Decoding a large image takes a core and its pixels' memory: this many at once, the others wait.
 MAX_DECODING = 2
@@ -27,18 +30,19 @@ class ServiceState:
 
     Attributes:
         settings: as configured.
-        engine: answers.
+        engine: answers; None in a process that is a hub only.
         access: who may call what.
-        hub: releases and roll-outs; None in a device process, which serves inference only.
+        hub: releases and roll-outs; None in a device or engine process, which serves inference only.
         updater: the one that keeps the engine's release.
         agent: asks for updates by itself.
         stopping: whether the service is on its way out; it is not ready any more.
         created: when this service began, seconds since 1970.
         decoding: the tickets for decoding media.
+        images: pictures decoded lately.
     """
 
     settings: Settings
-    engine: Engine
+    engine: Engine | None
     access: Access
     hub: Hub | None = None
     updater: Updater | None = None
@@ -46,6 +50,7 @@ class ServiceState:
     stopping: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
     decoding: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(MAX_DECODING))
+    images: DecodedImages = field(default_factory=DecodedImages)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -58,6 +63,13 @@ class ServiceState:
         if self.hub is None:
             raise APIError(404, "this process serves inference only", type="not_found_error")
         return self.hub
+
+    @property
+    def some_engine(self) -> Engine:
+        """The engine, on routes that exist only where there is one."""
+        if self.engine is None:
+            raise APIError(409, "this process is a hub only", type="conflict_error", code="E_CONFLICT")
+        return self.engine
 
     def version_of(self, model: str) -> str | None:
         """Return the version that ``name@version`` pins, None for a plain name.

@@ -25,9 +25,7 @@ from autoglm.service.problems import problem_of
 from autoglm.service.replies import (
     Head,
     Presenter,
-    Showing,
     chunk_body,
-    finish_reason,
     logprob_body,
     usage_body,
 )
@@ -60,11 +58,10 @@ class ChunkStream(StreamingResponse):
 
 
 async def stream_chunks(
-    head: Head, generations: Sequence[Generation], showing: Showing, *, include_usage: bool
+    head: Head, generations: Sequence[Generation], presenters: Sequence[Presenter], *, include_usage: bool
 ) -> AsyncGenerator[bytes]:
     """Yield the server-sent events of one request, its choices interleaved as they come."""
     extra = {"usage": None} if include_usage else {}
-    presenters = [Presenter(showing) for _ in generations]
     endings: list[Finished] = []
     for index in range(len(generations)):
         yield _event(chunk_body(head, index, {"role": "assistant", "content": ""}) | extra)
@@ -76,7 +73,10 @@ async def stream_chunks(
                 return
             if isinstance(event, Finished):
                 endings.append(event)
-                yield _event(chunk_body(head, index, {}, finish_reason=finish_reason(event)) | extra)
+                if rest := presenters[index].finish():
+                    yield _event(chunk_body(head, index, rest) | extra)
+                reason = presenters[index].reason(event)
+                yield _event(chunk_body(head, index, {}, finish_reason=reason) | extra)
             elif fields := presenters[index].fields(event):
                 yield _event(chunk_body(head, index, fields, **_logprobs(event, fields)) | extra)
     if include_usage:
@@ -85,7 +85,7 @@ async def stream_chunks(
     yield b"data: [DONE]\n\n"
 
 
-def _logprobs(event: TextDelta, fields: dict[str, str]) -> dict[str, Any]:
+def _logprobs(event: TextDelta, fields: dict[str, Any]) -> dict[str, Any]:
     if not event.logprobs or "content" not in fields:
         return {}
     return {"logprobs": {"content": [logprob_body(entry) for entry in event.logprobs], "refusal": None}}

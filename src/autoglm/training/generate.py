@@ -57,9 +57,10 @@ def _greedy(
 ) -> list[list[int]]:
     """Return the ids of each turn, the end token included where it came."""
     B = len(prompts)
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    cache = model.new_cache(B, int(lengths.max()) + max_tokens)
-    hidden = torch.stack([model.prefill(prompt, cache, slot) for slot, prompt in enumerate(prompts)])
+    lengths = [len(prompt) for prompt in prompts]
+    cache = model.new_cache(B, max(lengths) + max_tokens)
+    tables = [cache.slot(index) for index in range(B)]
+    hidden = torch.stack([model.prefill(p, cache, table) for p, table in zip(prompts, tables, strict=True)])
     positions = torch.tensor([prompt.next_position for prompt in prompts])
     turns: list[list[int]] = [[] for _ in prompts]
     running = list(range(B))
@@ -71,10 +72,11 @@ def _greedy(
         running = [running[i] for i in keep]
         if not running:
             break
-        slots = torch.tensor(running)
-        hidden = model.decode(chosen[keep], positions[slots], cache, slots, lengths[slots])
-        lengths[slots] += 1
-        positions[slots] += 1
+        for slot in running:
+            lengths[slot] += 1
+        rows = cache.rows([tables[slot] for slot in running], [lengths[slot] for slot in running])
+        hidden = model.decode(chosen[keep], positions[running], cache, rows)
+        positions[running] += 1
     return turns
 
 

@@ -34,22 +34,30 @@ from autoglm.trust.roles import (
     owner_of,
     parse_name,
 )
-from autoglm.trust.shelf import Picture, Shelf
+from autoglm.trust.shelf import Picture, Readable
 from autoglm.trust.targets import SignedRelease
 
 MAX_UPLOADED = 1024
 
 
-class Overlay(Shelf):
-    """A shelf as it will be, with files that are not kept yet."""
+class Overlay:
+    """Metadata as it will be, with files that are not kept yet."""
 
-    def __init__(self, under: Shelf, contents: Mapping[str, bytes]) -> None:
-        super().__init__(under.directory)
-        self._contents = contents
+    def __init__(self, under: Readable, contents: Mapping[str, bytes]) -> None:
+        self._under, self._contents = under, contents
+
+    @property
+    def name(self) -> str:
+        """Where what is kept lies."""
+        return self._under.name
+
+    def versions(self) -> dict[str, list[int]]:
+        """Return the versions that are kept."""
+        return self._under.versions()
 
     def read(self, name: str) -> bytes:
-        """Return one file, a new one where there is one; see :meth:`Shelf.read`."""
-        return self._contents[name] if name in self._contents else super().read(name)
+        """Return one file, a new one where there is one; see :meth:`Readable.read`."""
+        return self._contents[name] if name in self._contents else self._under.read(name)
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,7 @@ def admit(picture: Picture, uploaded: Mapping[str, bytes], now: datetime) -> Can
     return Candidate(after, new, changed_key)
 
 
-def _unknown(shelf: Shelf, uploaded: Mapping[str, bytes]) -> dict[str, bytes]:
+def _unknown(shelf: Readable, uploaded: Mapping[str, bytes]) -> dict[str, bytes]:
     """Return what is not on the shelf yet."""
     if len(uploaded) > MAX_UPLOADED:
         raise MetadataError(f"{len(uploaded)} files at once; at most {MAX_UPLOADED} are taken")

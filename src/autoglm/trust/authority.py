@@ -37,7 +37,7 @@ from autoglm.trust.roles import (
     release_path,
     require_role,
 )
-from autoglm.trust.shelf import Picture, Shelf
+from autoglm.trust.shelf import MetadataPlace, Picture
 from autoglm.trust.targets import SignedRelease
 
 Documents = dict[str, bytes]
@@ -45,7 +45,7 @@ Documents = dict[str, bytes]
 
 
 def establish(
-    shelf: Shelf, offline: Path, online: Path, now: datetime, passphrase: bytes | None = None
+    shelf: MetadataPlace, offline: Path, online: Path, now: datetime, passphrase: bytes | None = None
 ) -> Documents:
     """Make the keys of all roles and the first version of everything, and put the metadata on ``shelf``.
 
@@ -59,7 +59,7 @@ def establish(
         StorageError: the disk refused.
     """
     if shelf.versions():
-        raise ConflictError(f"{shelf.directory} holds metadata already: it is not made anew over it")
+        raise ConflictError(f"{shelf.name} holds metadata already: it is not made anew over it")
     keys = {
         role: [
             make_key(role, online if role in ONLINE else offline, None if role in ONLINE else passphrase)

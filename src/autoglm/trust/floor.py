@@ -74,7 +74,9 @@ class Floor:
             value: Any = json.loads(content)
             marks = {str(role): Mark(int(mark[0]), str(mark[1])) for role, mark in value["marks"].items()}
             revoked = tuple(str(each) for each in value["revoked"] if is_sha256(each))
-            return cls(marks, int(value["counter"]), int(value["min_counter"]), revoked)
+            floor = cls(marks, int(value["counter"]), int(value["min_counter"]), revoked)
+            floor.to_bytes()  # what cannot be written again, we did not write
+            return floor
         except (KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
             raise ValueError("no floor") from error
 

@@ -2,10 +2,12 @@
 
 ::
 
-    metadata/        every signed file; timestamp.json names the state that devices see
-    online/          private keys of snapshot, timestamp and patches
+    metadata/        every signed file; timestamp.json names the state that devices see. Several hubs that
+                     share one database keep these files there; the directory is then only taken over once
+    online/          private keys of snapshot, timestamp and patches, where no other place is named for them
     keys/            private keys of the other roles: only on a machine that made them all by itself
     root.json        the newest root, for whoever on this machine needs one to begin with
+    highest.json     the highest versions signed here, to notice an old backup
 
 What it guarantees: ``timestamp.json`` is replaced last, durably, so a crash leaves the old state or the new
 one; whatever is uploaded is verified against what was trusted before, whole, before any of it is kept; a
@@ -17,12 +19,11 @@ release that was signed never disappears and never changes, but for being revoke
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import itertools
+import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
@@ -30,10 +31,12 @@ from typing import Self
 from tuf.api.metadata import Targets
 
 from autoglm.errors import ConfigError, ConflictError, StorageError
-from autoglm.files import make_directory, remove, remove_temporaries, storage_error, write_durably
+from autoglm.files import make_directory, write_durably
 from autoglm.trust import documents
 from autoglm.trust.admission import Candidate, admit, is_sound, verify_offline
-from autoglm.trust.authority import Authority, Documents, establish
+from autoglm.trust.authority import Authority, Documents
+from autoglm.trust.beginning import begin
+from autoglm.trust.highest import AHEAD_MINUTES, HIGHEST_NAME, is_behind, note_highest
 from autoglm.trust.keys import KeyRing
 from autoglm.trust.roles import (
     OFFLINE,
@@ -50,54 +53,87 @@ from autoglm.trust.roles import (
     parse_name,
     release_path,
 )
-from autoglm.trust.shelf import Picture, Shelf
+from autoglm.trust.shelf import MetadataPlace, Picture, Shelf
 from autoglm.trust.targets import SignedPackage, SignedRelease
 from autoglm.trust.watch import Watch
+
+_log = logging.getLogger(__name__)
 
 KEEP_SUPERSEDED_S = 3600.0
 """How long replaced files stay: a device in the middle of a check still asks for them."""
 
 
 class Repository:
-    """The metadata of one hub; safe for threads and processes of one machine. Made by :meth:`open`."""
+    """The metadata of one hub or of several that share it; safe for threads and processes."""
 
-    def __init__(self, directory: Path, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        clock: Callable[[], float],
+        shared: MetadataPlace | None = None,
+        keys: Path | None = None,
+    ) -> None:
         self.directory, self._clock = directory, clock
-        self._shelf = Shelf(directory / "metadata")
-        self._ring = KeyRing([directory / "online", directory / "keys"])
+        self._shelf: MetadataPlace = Shelf(directory / "metadata") if shared is None else shared
+        self._online = keys or directory / "online"
+        self._ring = KeyRing([self._online, directory / "online", directory / "keys"])
         self._memory = threading.Lock()
-        self._mark: tuple[int, int] | None = None
+        self._mark: object | None = None
         self._seen: Picture | None = None
         self._watch = Watch()
 
     @classmethod
-    def open(cls, directory: Path, *, clock: Callable[[], float] = time.time) -> Self:
+    def open(
+        cls,
+        directory: Path,
+        *,
+        clock: Callable[[], float] = time.time,
+        shared: MetadataPlace | None = None,
+        keys: Path | None = None,
+    ) -> Self:
         """Open the repository, making all keys and the first metadata where there is none.
+
+        Args:
+            directory: of this machine.
+            clock: seconds since 1970.
+            shared: where the metadata lies when several hubs share it; None keeps it in ``directory``.
+            keys: the directory of the online keys; None for ``online`` in ``directory``.
 
         Raises:
             TrustError: the metadata there is damaged.
+            ConfigError: the online keys of shared metadata are not on this machine.
             StorageError: the disk refused.
         """
-        repository = cls(directory, clock)
+        repository = cls(directory, clock, shared, keys)
         make_directory(directory)
-        with repository._lock():
-            repository._establish()
-            remove_temporaries(directory / "metadata")
+        with repository._shelf.lock():
+            begin(repository._shelf, directory, repository._online, repository._now())
+            repository._shelf.tidy()
             repository._recover()
             repository._publish_root()
+        if shared is not None:
+            repository._require_online()
+        if is_behind(directory / HIGHEST_NAME, repository._picture()):
+            _log.warning(
+                "The signed metadata is older than what this machine has seen: it comes from an old backup. "
+                "Its versions are raised; publish and revoke again what came after it (docs/operations.md)"
+            )
+            repository.leave_behind()
         repository.refresh()
         return repository
 
-    def _establish(self) -> None:
-        """Make everything; what a crash before the first timestamp left is made anew."""
-        metadata = self._shelf.directory
-        if (metadata / TIMESTAMP_NAME).exists():
-            return
-        if (self.directory / "root.json").exists():
-            raise StorageError(f"{metadata / TIMESTAMP_NAME} is gone: restore {self.directory} from a backup")
-        for part in ("metadata", "keys", "online"):
-            remove(self.directory / part)
-        establish(self._shelf, self.directory / "keys", self.directory / "online", self._now())
+    def _require_online(self) -> None:
+        """See that this machine can sign what the hub itself signs.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+        picture = self._picture()
+        if missing := [role for role in ONLINE if not self._can(picture, role)]:
+            raise ConfigError(
+                f"the private keys of {', '.join(missing)} are not in {self._online}: every machine needs "
+                "the same ones; copy that directory from the first hub, or name it in hub.keys (--keys)"
+            )
 
     def adopt(self) -> None:
         """Make the newest files here the state of devices: a new hub was given what was signed elsewhere.
@@ -108,7 +144,7 @@ class Repository:
             StorageError: the disk refused.
         """
         make_directory(self.directory)
-        with self._lock():
+        with self._shelf.lock():
             newest = Picture.newest(self._shelf)
             verify_offline(newest)
             newest.versions[TIMESTAMP] = Picture.published(self._shelf).versions[TIMESTAMP]
@@ -155,11 +191,10 @@ class Repository:
     def _picture(self) -> Picture:
         """Return the state that devices see, read again when any process has changed it."""
         with self._memory:
-            try:
-                status = (self._shelf.directory / TIMESTAMP_NAME).stat()
-            except OSError as error:
-                raise storage_error(error, f"reading {self._shelf.directory / TIMESTAMP_NAME}") from error
-            mark = status.st_ino, status.st_mtime_ns
+            if (mark := self._shelf.mark()) is None:
+                raise StorageError(
+                    f"{TIMESTAMP_NAME} is gone from {self._shelf.name}: restore it from a backup"
+                )
             if self._seen is None or mark != self._mark:
                 self._seen, self._mark = Picture.published(self._shelf), mark
             return self._seen
@@ -173,7 +208,7 @@ class Repository:
             ConfigError: the key is not here.
             StorageError: the disk refused; nothing has changed for devices.
         """
-        with self._lock():
+        with self._shelf.lock():
             picture = Picture.published(self._shelf)
             wanted = {package.path: package.to_target() for package in packages}
             paths = picture.by_bin(PATCHES, wanted)
@@ -189,7 +224,7 @@ class Repository:
             ConfigError: the release key is not here.
             ConflictError: another release is signed under its names, or it was revoked.
         """
-        with self._lock():
+        with self._shelf.lock():
             picture = Picture.published(self._shelf)
             if made := self._authority(picture).sign_release(release):
                 self._commit(picture, made)
@@ -201,7 +236,7 @@ class Repository:
             ConfigError: the release key is not here.
             NotFoundError: no such release was signed.
         """
-        with self._lock():
+        with self._shelf.lock():
             picture = Picture.published(self._shelf)
             if made := self._authority(picture).revoke_release(model, variant, version):
                 self._commit(picture, made)
@@ -220,7 +255,7 @@ class Repository:
             ConflictError: it would change or drop a signed release, or the hub lacks a private key for it.
             StorageError: the disk refused; nothing has changed for devices.
         """
-        with self._lock():
+        with self._shelf.lock():
             picture = Picture.published(self._shelf)
             candidate = admit(picture, uploaded, self._now())
             if candidate.new:
@@ -236,7 +271,7 @@ class Repository:
                 self._ring.require(role, list(found.keyids), found.threshold)
             except ConfigError as error:
                 raise ConflictError(
-                    f"the hub lacks the new private key of {role}: put it into {self.directory / 'online'} "
+                    f"the hub lacks the new private key of {role}: put it into {self._online} "
                     "first, then upload again"
                 ) from error
         return self._patches_anew(picture) if candidate.has_new_patches_key else {}
@@ -263,7 +298,7 @@ class Repository:
         picture = self._picture()
         if not self._watch.is_time(picture, self._clock()) or not self._due(picture):
             return False
-        with self._lock():
+        with self._shelf.lock():
             picture = Picture.published(self._shelf)
             due = self._due(picture)
             if due:
@@ -275,6 +310,25 @@ class Repository:
         picture = self._picture()
         late = self._watch.late(picture, self._now())
         return [(role, expires) for role, expires in late.items() if not self._can(picture, role)]
+
+    def leave_behind(self) -> list[str]:
+        """Sign everything anew, above all versions that devices may have seen before a restore.
+
+        What was published or called back after the backup is not known here and has to be done again.
+
+        Returns:
+            The roles and bins that the keys of this machine cannot sign; they are as they were.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        with self._shelf.lock():
+            picture = Picture.published(self._shelf)
+            picture.ahead_minutes = AHEAD_MINUTES
+            roles = [RELEASES, *picture.bins(RELEASES), PATCHES, *picture.bins(PATCHES)]
+            ours = [role for role in roles if self._can(picture, role)]
+            self._commit(picture, self._renewed(picture, ours))
+        return [role for role in roles if role not in ours]
 
     def _due(self, picture: Picture) -> list[str]:
         """Return what is due and can be signed here."""
@@ -309,12 +363,13 @@ class Repository:
         roots = {name: changed[name] for name, (role, _) in named.items() if role == ROOT}
         if changed or not only_time:
             picture.versions |= {role: version for role, version in named.values() if role != ROOT}
-            picture.versions[SNAPSHOT] += 1
+            picture.versions[SNAPSHOT] = picture.next_version(SNAPSHOT, self._now())
             changed = changed | self._snapshot(picture)
         self._shelf.write({name: content for name, content in changed.items() if name not in roots})
         self._shelf.write(dict(sorted(roots.items(), key=lambda item: named[item[0]])))
         self._shelf.write(self._timestamp(picture))
         self._publish_root()
+        note_highest(self.directory / HIGHEST_NAME, picture)
         self._sweep()
 
     def _snapshot(self, picture: Picture) -> Documents:
@@ -324,7 +379,8 @@ class Repository:
         return {metadata_name(SNAPSHOT, version): documents.sign(snapshot, self._signers(picture, SNAPSHOT))}
 
     def _timestamp(self, picture: Picture) -> Documents:
-        version, snapshot = picture.versions[TIMESTAMP] + 1, picture.versions[SNAPSHOT]
+        version = picture.versions[TIMESTAMP] = picture.next_version(TIMESTAMP, self._now())
+        snapshot = picture.versions[SNAPSHOT]
         timestamp = documents.new_timestamp(version, snapshot, self._until(TIMESTAMP), self._now())
         return {TIMESTAMP_NAME: documents.sign(timestamp, self._signers(picture, TIMESTAMP))}
 
@@ -349,20 +405,21 @@ class Repository:
             newest.versions[TIMESTAMP] = published.versions[TIMESTAMP]
             self._commit(newest, {})
             return
-        for role, versions in self._shelf.versions().items():
-            for version in versions:
-                if version > published.versions.get(role, 0):
-                    remove(self._shelf.directory / metadata_name(role, version))
+        found = self._shelf.versions().items()
+        names = [(role, version) for role, versions in found for version in versions]
+        left = [each for each in names if each[1] > published.versions.get(each[0], 0)]
+        self._shelf.remove(metadata_name(role, version) for role, version in left)
 
     def _sweep(self) -> None:
         """Remove replaced files, but for roots, once no device in the middle of a check can want them."""
-        limit, directory = self._clock() - KEEP_SUPERSEDED_S, self._shelf.directory
-        for role, versions in self._shelf.versions().items():
-            if role == ROOT:
-                continue
-            for version, following in itertools.pairwise(versions):
-                if (directory / metadata_name(role, following)).stat().st_mtime < limit:
-                    remove(directory / metadata_name(role, version))
+        replaced = {
+            metadata_name(role, version): metadata_name(role, following)
+            for role, versions in self._shelf.versions().items()
+            if role != ROOT
+            for version, following in itertools.pairwise(versions)
+        }
+        limit, since = self._clock() - KEEP_SUPERSEDED_S, self._shelf.written_at(list(replaced.values()))
+        self._shelf.remove(name for name, by in replaced.items() if since[by] < limit)
 
     def _publish_root(self) -> None:
         path, root = self.directory / "root.json", self._shelf.read(self._newest_root())
@@ -377,10 +434,3 @@ class Repository:
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock(), UTC)
-
-    @contextlib.contextmanager
-    def _lock(self) -> Generator[None]:
-        """Hold the right to change the metadata, among threads and processes."""
-        with (self.directory / "lock").open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield

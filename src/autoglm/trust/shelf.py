@@ -1,4 +1,4 @@
-"""A directory of signed metadata, and the picture of a repository that it holds.
+"""A directory of signed metadata, and the picture of a repository that such a place holds.
 
 Every file but ``timestamp.json`` is named after its version and never changes. Anyone may hold a copy: the
 hub serves one, an operator carries one to the machine with the offline keys. Nothing here signs or judges.
@@ -6,15 +6,19 @@ hub serves one, an operator carries one to the machine with the offline keys. No
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import fcntl
+from collections.abc import Collection, Generator, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Protocol
 
 from tuf.api.metadata import Root, Snapshot, TargetFile, Targets, Timestamp
 
 from autoglm.errors import MetadataError, NotFoundError
-from autoglm.files import make_directory, storage_error, write_durably
+from autoglm.files import make_directory, remove, remove_temporaries, storage_error, write_durably
 from autoglm.trust import documents
 from autoglm.trust.roles import (
     PATCHES,
@@ -32,11 +36,66 @@ from autoglm.trust.roles import (
 )
 
 
+class Readable(Protocol):
+    """Signed metadata that can be read."""
+
+    @property
+    def name(self) -> str:
+        """Where it lies, for messages."""
+        ...
+
+    def versions(self) -> dict[str, list[int]]:
+        """Return the versions of every role that are here, lowest first."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """Return one file.
+
+        Raises:
+            NotFoundError: ``name`` is no name of metadata, or there is no such file.
+            StorageError: it cannot be read.
+        """
+        ...
+
+
+class MetadataPlace(Readable, Protocol):
+    """Where a repository keeps its metadata: a directory of one machine, or what several hubs share."""
+
+    def write(self, contents: dict[str, bytes]) -> None:
+        """Keep these files, durably, in the order given; under :meth:`lock`."""
+        ...
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove these files, if they are here; under :meth:`lock`."""
+        ...
+
+    def written_at(self, names: Collection[str]) -> dict[str, float]:
+        """Return when these files came, seconds since 1970."""
+        ...
+
+    def mark(self) -> object | None:
+        """Return what differs from the last time if the timestamp was replaced; None without one."""
+        ...
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the right to change the metadata, among all who may."""
+        ...
+
+    def tidy(self) -> None:
+        """Remove what interrupted writes left; under :meth:`lock`."""
+        ...
+
+
 class Shelf:
     """The directory."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+
+    @property
+    def name(self) -> str:
+        """Where it lies, for messages."""
+        return str(self.directory)
 
     def versions(self) -> dict[str, list[int]]:
         """Return the versions of every role that lie here, lowest first."""
@@ -73,6 +132,44 @@ class Shelf:
         for name, content in contents.items():
             write_durably(self.directory / name, content)
 
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove these files, if they are here.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        for name in names:
+            remove(self.directory / name)
+
+    def written_at(self, names: Collection[str]) -> dict[str, float]:
+        """Return when these files were written, seconds since 1970."""
+        return {name: (self.directory / name).stat().st_mtime for name in names}
+
+    def mark(self) -> object | None:
+        """Return what tells one timestamp file from another, None without one.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        try:
+            status = (self.directory / TIMESTAMP_NAME).stat()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise storage_error(error, f"reading {self.directory / TIMESTAMP_NAME}") from error
+        return status.st_ino, status.st_mtime_ns
+
+    @contextlib.contextmanager
+    def lock(self) -> Generator[None]:
+        """Hold the right to change the metadata, among threads and processes of this machine."""
+        with (self.directory.parent / "lock").open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def tidy(self) -> None:
+        """Remove what interrupted writes left."""
+        remove_temporaries(self.directory)
+
 
 @dataclass
 class Picture:
@@ -84,18 +181,20 @@ class Picture:
         root, targets: the top of the tree.
         delegated: releases and patches, which delegate to their bins.
         expires: when snapshot and timestamp do, where the picture is of what devices see.
+        ahead_minutes: added to the versions that follow, to leave behind what devices may have seen.
     """
 
-    shelf: Shelf
+    shelf: Readable
     versions: dict[str, int]
     root: Root
     targets: Targets
     delegated: dict[str, Targets] = field(default_factory=dict[str, Targets])
     expires: dict[str, datetime] = field(default_factory=dict[str, datetime])
+    ahead_minutes: int = 0
     _last: tuple[str, Targets | None] | None = None
 
     @classmethod
-    def of(cls, shelf: Shelf, versions: dict[str, int]) -> Picture:
+    def of(cls, shelf: Readable, versions: dict[str, int]) -> Picture:
         """Read what these versions say.
 
         Raises:
@@ -104,7 +203,7 @@ class Picture:
         """
         for role in (ROOT, TARGETS, RELEASES, PATCHES):
             if role not in versions:
-                raise NotFoundError(f"there is no {role} metadata in {shelf.directory}")
+                raise NotFoundError(f"there is no {role} metadata in {shelf.name}")
 
         def load(role: str) -> Targets:
             return _load_targets(shelf, role, versions[role])
@@ -114,12 +213,12 @@ class Picture:
         return cls(shelf, dict(versions), root, load(TARGETS), delegated)
 
     @classmethod
-    def newest(cls, shelf: Shelf) -> Picture:
+    def newest(cls, shelf: Readable) -> Picture:
         """Read the newest version of each role: what an operator works on."""
         return cls.of(shelf, {role: versions[-1] for role, versions in shelf.versions().items()})
 
     @classmethod
-    def published(cls, shelf: Shelf) -> Picture:
+    def published(cls, shelf: Readable) -> Picture:
         """Read what the timestamp names, and the newest root: what devices see."""
         timestamp = documents.read(Timestamp, shelf.read(TIMESTAMP_NAME)).signed
         number = timestamp.snapshot_meta.version
@@ -168,7 +267,7 @@ class Picture:
         if role == ROOT:
             return self.root.expires
         if (found := self.read_targets(role)) is None:
-            raise MetadataError(f"there is no {role} metadata in {self.shelf.directory}")
+            raise MetadataError(f"there is no {role} metadata in {self.shelf.name}")
         return found.expires
 
     def with_entries(self, owner: str, entries: Iterable[TargetFile], now: datetime) -> dict[str, Targets]:
@@ -195,16 +294,17 @@ class Picture:
     def next_version(self, role: str, now: datetime) -> int:
         """Return the version to sign next.
 
-        Below releases and patches it is at least the minute since 1970: a hub that was restored from an old
-        backup then never reuses a version that devices know with other content.
+        But for root and targets, it is at least the minute since 1970: a hub that was restored from an old
+        backup then never reuses a version that devices know with other content, and they follow it again
+        as soon as it signs.
         """
         following = self.versions.get(role, 0) + 1
-        is_delegated = owner_of(role) in (RELEASES, PATCHES)
-        return max(following, int(now.timestamp()) // 60) if is_delegated else following
+        is_timed = owner_of(role) in (RELEASES, PATCHES, SNAPSHOT, TIMESTAMP)
+        return max(following, int(now.timestamp()) // 60 + self.ahead_minutes) if is_timed else following
 
 
-def _load_targets(shelf: Shelf, role: str, version: int) -> Targets:
+def _load_targets(shelf: Readable, role: str, version: int) -> Targets:
     try:
         return documents.read(Targets, shelf.read(metadata_name(role, version))).signed
     except NotFoundError as error:
-        raise MetadataError(f"{metadata_name(role, version)} is missing in {shelf.directory}") from error
+        raise MetadataError(f"{metadata_name(role, version)} is missing in {shelf.name}") from error
