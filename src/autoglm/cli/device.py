@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autoglm.cli import device_control
+from autoglm.cli.device_control import DataOption
 from autoglm.cli.device_identity import DeviceIdOption, EnrolOption, Identity, TokenFileOption, TokenOption
 from autoglm.cli.device_rules import (
     BatteryOption,
@@ -26,6 +27,7 @@ from autoglm.cli.device_rules import (
     rules,
 )
 from autoglm.cli.device_show import explain, show
+from autoglm.cli.hub_options import JSONOption
 from autoglm.errors import AutoGLMError, ConfigError
 
 if TYPE_CHECKING:
@@ -37,10 +39,6 @@ app = typer.Typer(help="A device that follows a hub: check, update, roll back, o
 
 HubOption = Annotated[
     str | None, typer.Option("--hub", help="The hub's address.", show_default="the configuration's")
-]
-DataOption = Annotated[
-    Path | None,
-    typer.Option("--data", help="The device's directory.", show_default="phone in the data directory"),
 ]
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="The configuration file.", show_default="config.yaml")
@@ -58,7 +56,6 @@ FirstUseOption = Annotated[
     typer.Option("--trust-first-use", help="Believe the first root that the hub sends, if none was given."),
 ]
 CAOption = Annotated[Path | None, typer.Option("--ca-file", help="Trust only this CA (PEM).")]
-JSONOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from autoglm.cli.hub_options import JSONOption
 from autoglm.cli.output import print_json
 from autoglm.errors import ConfigError
 
@@ -19,7 +20,6 @@ DataOption = Annotated[
     Path | None,
     typer.Option("--data", help="The device's directory.", show_default="phone in the data directory"),
 ]
-JSONOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 Place = Callable[[Path | None], Path]
 """Returns the directory of the device that ``--data`` names."""

@@ -8,7 +8,7 @@ from urllib.parse import quote, urlencode
 
 import typer
 
-from autoglm.cli.rollout import DataOption, HubOption, JSONOption, TokenOption
+from autoglm.cli.hub_options import DataOption, HubOption, JSONOption, TokenOption
 from autoglm.errors import ConfigError
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from autoglm.cli.hub_options import JSONOption, TokenOption
 from autoglm.cli.raising import command as raise_command
 from autoglm.errors import ConfigError
 
@@ -32,11 +33,9 @@ KeyOption = Annotated[
     list[Path] | None, typer.Option("--key", help="A key file, or a directory with some (repeatable).")
 ]
 HubOption = Annotated[str | None, typer.Option("--hub", help="Fetch from this hub first, and send to it.")]
-TokenOption = Annotated[str | None, typer.Option("--token", help="The admin token; else AUTOGLM_TOKEN.")]
 PassphraseOption = Annotated[
     bool, typer.Option("--passphrase", help="Ask for the passphrase of the keys; else AUTOGLM_PASSPHRASE.")
 ]
-JSONOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()

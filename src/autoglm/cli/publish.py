@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from autoglm.cli.hub_options import DataOption, HubOption, JSONOption, TokenOption
+
 if TYPE_CHECKING:
     from autoglm.cli.client import ServiceClient
 
@@ -21,11 +23,9 @@ def command(
     ] = None,
     group: Annotated[list[str] | None, typer.Option(help="Offer it to this group (repeatable).")] = None,
     region: Annotated[list[str] | None, typer.Option(help="Offer it to this region (repeatable).")] = None,
-    hub: Annotated[str | None, typer.Option(help="The hub's address.")] = None,
-    token: Annotated[str | None, typer.Option(help="The admin token; else AUTOGLM_TOKEN.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="The data directory of a service on this machine.")
-    ] = None,
+    hub: HubOption = None,
+    token: TokenOption = None,
+    data: DataOption = None,
     keys: Annotated[
         Path | None, typer.Option(help="Sign it with the release key in this directory of 'autoglm keys'.")
     ] = None,
@@ -35,7 +35,7 @@ def command(
     passphrase: Annotated[
         bool, typer.Option("--passphrase", help="Ask for the release key's passphrase.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JSONOption = False,
 ) -> None:
     """Publish a release; it is offered to nobody until --percent, --group, --region or a roll-out says so.
 

@@ -7,17 +7,17 @@ from typing import Annotated
 
 import typer
 
+from autoglm.cli.hub_options import DataOption, HubOption, JSONOption, TokenOption
+
 app = typer.Typer(help="The releases that a hub holds.", no_args_is_help=True)
 
 
 @app.command("list")
 def list_releases(
-    hub: Annotated[str | None, typer.Option(help="The hub's address.")] = None,
-    token: Annotated[str | None, typer.Option(help="The admin token; else AUTOGLM_TOKEN.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="The data directory of a service on this machine.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    hub: HubOption = None,
+    token: TokenOption = None,
+    data: DataOption = None,
+    as_json: JSONOption = False,
 ) -> None:
     """List the releases, and the packages that lead to them.
 
@@ -75,12 +75,10 @@ def revoke(
     passphrase: Annotated[
         bool, typer.Option("--passphrase", help="Ask for the release key's passphrase.")
     ] = False,
-    hub: Annotated[str | None, typer.Option(help="The hub's address.")] = None,
-    token: Annotated[str | None, typer.Option(help="The admin token; else AUTOGLM_TOKEN.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="The data directory of a service on this machine.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    hub: HubOption = None,
+    token: TokenOption = None,
+    data: DataOption = None,
+    as_json: JSONOption = False,
 ) -> None:
     """Call a release back: it is offered, installed and fallen back to no more, and never again.
 

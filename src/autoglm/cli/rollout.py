@@ -9,16 +9,11 @@ from urllib.parse import quote
 
 import typer
 
+from autoglm.cli.hub_options import DataOption, HubOption, JSONOption, TokenOption
 from autoglm.errors import ConfigError
 
 app = typer.Typer(help="Who is offered which release.", no_args_is_help=True)
 
-HubOption = Annotated[str | None, typer.Option("--hub", help="The hub's address.")]
-TokenOption = Annotated[str | None, typer.Option("--token", help="The admin token; else AUTOGLM_TOKEN.")]
-DataOption = Annotated[
-    Path | None, typer.Option("--data", help="The data directory of a service on this machine.")
-]
-JSONOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RolloutArgument = Annotated[str, typer.Argument(metavar="ID", help="Such as r1.")]
 
 _PATH = "/v1/admin/rollouts"

@@ -17,14 +17,13 @@ from typing import cast
 from sqlalchemy import Table, bindparam, or_, update
 from sqlalchemy.orm import Session
 
-from autoglm.errors import StorageError
 from autoglm.hub.audit import Actor, audit
 from autoglm.hub.database import Database
+from autoglm.hub.flushing import Flusher
 from autoglm.hub.tables import TokenRow
 
 _log = logging.getLogger(__name__)
 
-FLUSH_SECONDS = 1.0
 MAX_KINDS = 1000
 BUDGET, BUDGET_PER_SECOND = 100.0, 60 / 3600
 UNKNOWN = Actor("unknown", "none")
@@ -60,15 +59,13 @@ class WriteBehind:
         self._refused: dict[Refusal, int] = {}
         self._uncounted = 0
         self._budget, self._budget_at = BUDGET, clock()
-        self._work, self._stop = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name="hub-behind", daemon=True)
-        self._thread.start()
+        self._flusher = Flusher(self.flush, "hub-behind", "Last uses and refusals are lost")
 
     def used(self, token_id: int, at: float) -> None:
         """Remember that a token was used."""
         with self._lock:
             self._used[token_id] = at
-        self._work.set()
+        self._flusher.wake()
 
     def refused(self, actor: Actor, subject: str, reason: str, needs: str | None = None) -> None:
         """Remember a refused attempt.
@@ -85,7 +82,7 @@ class WriteBehind:
                 self._refused[kind] = self._refused.get(kind, 0) + 1
             else:
                 self._uncounted += 1
-        self._work.set()
+        self._flusher.wake()
 
     def close(self) -> None:
         """Write what is remembered and end the thread.
@@ -93,20 +90,7 @@ class WriteBehind:
         Raises:
             StorageError: the database refused.
         """
-        self._stop.set()
-        self._work.set()
-        self._thread.join()
-        self.flush()
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            self._work.wait()
-            self._stop.wait(FLUSH_SECONDS)
-            try:
-                self.flush()
-            except StorageError as error:
-                _log.warning("Last uses and refusals are lost: %s", error)
-                self._stop.wait(FLUSH_SECONDS)
+        self._flusher.close()
 
     def flush(self) -> None:
         """Write what is remembered.
@@ -116,7 +100,7 @@ class WriteBehind:
         """
         with self._writing:
             with self._lock:
-                self._work.clear()
+                self._flusher.taken()
                 used, self._used = self._used, {}
                 refused, self._refused = self._refused, {}
                 more, self._uncounted = self._uncounted, 0

@@ -16,9 +16,10 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from autoglm.errors import StorageError, UnstorableError
+from autoglm.errors import StorageError
 from autoglm.hub.database import Database
 from autoglm.hub.dialects import insert_into
+from autoglm.hub.flushing import Flusher
 from autoglm.hub.guard import watch
 from autoglm.hub.history import note_change, note_versions
 from autoglm.hub.ledger import queue_pair
@@ -29,7 +30,6 @@ from autoglm.releases import Control, Event, EventBatch
 
 _log = logging.getLogger(__name__)
 
-FLUSH_SECONDS = 1.0
 MAX_BUFFERED = 200_000
 _FIELD_PRIORITY = 5
 _CONTROL: Mapping[str, Control] = {
@@ -71,9 +71,7 @@ class Devices:
         self._seen: dict[str, Sighting] = {}
         self._offers: dict[tuple[int, str], Sighting] = {}
         self._wanted: dict[tuple[str, str], float] = {}
-        self._work, self._stop = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name="hub-devices", daemon=True)
-        self._thread.start()
+        self._flusher = Flusher(self.flush, "hub-devices", "Device sightings wait to be written")
 
     def see(self, sighting: Sighting) -> None:
         """Remember a check; it is in the database about a second later."""
@@ -84,7 +82,7 @@ class Devices:
                 self._offers[key, sighting.device_id] = sighting
             if sighting.wanted is not None:
                 self._wanted.setdefault(sighting.wanted, sighting.seen_at)
-        self._work.set()
+        self._flusher.wake()
 
     def close(self) -> None:
         """Write what is remembered and end the thread.
@@ -92,26 +90,7 @@ class Devices:
         Raises:
             StorageError: the database refused.
         """
-        self._stop.set()
-        self._work.set()
-        self._thread.join()
-        self.flush()
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            self._work.wait()
-            self._stop.wait(FLUSH_SECONDS)
-            try:
-                self.flush()
-            except StorageError as error:
-                _log.warning("Device sightings wait to be written: %s", error)
-                self._stop.wait(FLUSH_SECONDS)
-            except (
-                UnstorableError,
-                ValueError,
-                OverflowError,
-            ):  # one batch is lost; without this thread all that follow would be
-                _log.exception("Device sightings could not be written and are dropped")
+        self._flusher.close()
 
     def flush(self) -> None:
         """Write what is remembered.
@@ -121,7 +100,7 @@ class Devices:
         """
         with self._writing:  # so that an older batch is never written after a newer one
             with self._lock:
-                self._work.clear()
+                self._flusher.taken()
                 seen, offers, wanted = self._seen, self._offers, self._wanted
                 self._seen, self._offers, self._wanted = {}, {}, {}
             try:
@@ -158,7 +137,7 @@ class Devices:
             self._seen = {**seen, **self._seen}
             self._offers = {**offers, **self._offers}
             self._wanted = {**wanted, **self._wanted}
-        self._work.set()
+        self._flusher.wake()
 
     def _put_seen(self, session: Session, rows: Sequence[Sighting]) -> None:
         statement = insert_into(session, DeviceRow)

@@ -99,11 +99,6 @@ class Counts:
         return self.succeeded + self.failed
 
     @property
-    def failure_rate(self) -> float:
-        """Failures among the results; 0 without any."""
-        return self.failed / self.results if self.results else 0.0
-
-    @property
     def silent_share(self) -> float:
         """Devices that fell silent, among those whose time is up or that have reported."""
         return self.silent / (self.silent + self.results) if self.silent else 0.0
