@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -114,6 +116,18 @@ def test_a_hub_of_the_pinned_ca_is_believed(serve: Serve, authority: Authority) 
     for ca in (authority.pem, str(authority.pem), authority.pem.read_bytes()):
         assert check(url, ca_file=ca) is False
         assert check(url, ca_file=ca, pins=[other, issued.pin]) is False
+
+
+def test_the_command_line_pins_a_key(serve: Serve, authority: Authority, tmp_path: Path) -> None:
+    """``autoglm device check --pin`` talks to a hub with that key, and to no other."""
+    issued = authority.issue("localhost")
+    url, other = serve(issued).url, authority.issue("localhost").pin
+    command = [sys.executable, "-m", "autoglm.cli", "device", "check", "--hub", url, "--trust-first-use"]
+    command += ["--data", str(tmp_path / "device"), "--ca-file", str(authority.pem), "--pin"]
+    assert "nothing newer" in subprocess.run([*command, issued.pin], capture_output=True, text=True).stdout
+    refused = subprocess.run([*command, other], capture_output=True, text=True)
+    assert refused.returncode != 0
+    assert "not pinned" in refused.stderr
 
 
 def test_a_pin_outlives_a_renewal_of_the_certificate(serve: Serve, authority: Authority) -> None:

@@ -16,6 +16,7 @@ import pytest
 from autoglm.device import HttpTransport, UpdateSettings
 from autoglm.device.download import Download
 from autoglm.device.offer import PackagePin
+from autoglm.device.transport import BusyError
 from autoglm.errors import (
     ConfigError,
     IntegrityError,
@@ -378,6 +379,25 @@ def test_retry_after_is_obeyed(server: Server, transport: Any, start: Any, clock
     with pytest.raises(NetworkError) as caught:
         start().fetch(transport, PATH)
     assert caught.value.retry_after_s == 900
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("Wed, 21 Oct 2099 07:28:00 GMT", 86_400),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
+        ("soon", None),
+        ("-1", None),
+        ("Wed, 21 Foo 2099 07:28:00 GMT", None),
+        ("9" * 30, 86_400),
+    ],
+)
+def test_retry_after_may_be_a_date(server: Server, transport: Any, header: str, seconds: int | None) -> None:
+    """A date in Retry-After is a wait of at most a day; what is neither number nor date says nothing."""
+    server.faults = [status(503, Retry_After=header)]
+    with pytest.raises(BusyError) as caught:
+        transport.fetch(PATH, 0, None)
+    assert caught.value.retry_after_s == seconds
 
 
 def test_a_full_disk_while_downloading_is_named(

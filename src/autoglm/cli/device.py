@@ -15,6 +15,7 @@ import typer
 from autoglm.cli import device_control
 from autoglm.cli.device_control import DataOption
 from autoglm.cli.device_identity import DeviceIdOption, EnrolOption, Identity, TokenFileOption, TokenOption
+from autoglm.cli.device_link import AllowHTTPOption, CAOption, Link, PinOption
 from autoglm.cli.device_rules import (
     BatteryOption,
     ChargingOption,
@@ -44,9 +45,6 @@ ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="The configuration file.", show_default="config.yaml")
 ]
 ModelOption = Annotated[str | None, typer.Option("--model", help="The model to follow.")]
-AllowHTTPOption = Annotated[
-    bool, typer.Option("--allow-http", help="Accept plain http to another machine: for closed networks only.")
-]
 RootOption = Annotated[
     Path | None,
     typer.Option("--root", help="The hub's root.json, which releases are verified with; kept once given."),
@@ -55,7 +53,6 @@ FirstUseOption = Annotated[
     bool,
     typer.Option("--trust-first-use", help="Believe the first root that the hub sends, if none was given."),
 ]
-CAOption = Annotated[Path | None, typer.Option("--ca-file", help="Trust only this CA (PEM).")]
 
 
 @app.command()
@@ -82,6 +79,7 @@ def run(
     trust_first_use: FirstUseOption = False,
     allow_http: AllowHTTPOption = False,
     ca_file: CAOption = None,
+    pin: PinOption = None,
     wifi_only: WifiOption = False,
     charging_only: ChargingOption = False,
     min_battery: BatteryOption = None,
@@ -107,7 +105,7 @@ def run(
     given |= {"every": every, "trial_answers": trial_answers, "trial_minutes": trial_minutes}
     trust = _Trust(root, trust_first_use)
     identity = Identity(token, token_file, device_id, enrol)
-    opened = _opener(settings, hub, data, model, identity, trust, allow_http, ca_file, given)
+    opened = _opener(settings, hub, data, model, identity, trust, Link.of(allow_http, ca_file, pin), given)
     if listen is not None:
         from autoglm.service.phone import serve_device
 
@@ -131,6 +129,7 @@ def check(
     trust_first_use: FirstUseOption = False,
     allow_http: AllowHTTPOption = False,
     ca_file: CAOption = None,
+    pin: PinOption = None,
     as_json: JSONOption = False,
 ) -> None:
     """Ask whether there is an update; install nothing.
@@ -142,7 +141,8 @@ def check(
     settings = _settings(config, needed=hub is None or data is None)
     trust = _Trust(root, trust_first_use)
     identity = Identity(token, token_file, device_id, enrol)
-    opened = _opener(settings, hub, data, model, identity, trust, allow_http, ca_file, {}, boot=False)
+    link = Link.of(allow_http, ca_file, pin)
+    opened = _opener(settings, hub, data, model, identity, trust, link, {}, boot=False)
     with opened() as updater:
         answer = updater.check()
     if as_json:
@@ -169,6 +169,7 @@ def update(
     trust_first_use: FirstUseOption = False,
     allow_http: AllowHTTPOption = False,
     ca_file: CAOption = None,
+    pin: PinOption = None,
     as_json: JSONOption = False,
 ) -> None:
     """Check, download, verify and install now; whoever runs the model loads it at its next start.
@@ -187,19 +188,9 @@ def update(
 
         trust = _Trust(root, trust_first_use)
         identity = Identity(token, token_file, device_id, enrol)
-        opened = _opener(
-            settings,
-            hub,
-            data,
-            model,
-            identity,
-            trust,
-            allow_http,
-            ca_file,
-            {},
-            boot=False,
-            progress=progress,
-        )
+        link = Link.of(allow_http, ca_file, pin)
+        more: dict[str, Any] = {"boot": False, "progress": progress}
+        opened = _opener(settings, hub, data, model, identity, trust, link, {}, **more)
         with opened() as updater:
             result = updater.update()
     if as_json:
@@ -280,8 +271,7 @@ def _opener(
     model: str | None,
     identity: Identity,
     trust: _Trust,
-    allow_http: bool,
-    ca_file: Path | None,
+    link: Link,
     given: dict[str, Any],
     **more: Any,
 ) -> Callable[[], Updater]:
@@ -298,10 +288,10 @@ def _opener(
     trusted = trust.root or _configured_root(settings, address)
     name = model or (settings.model.name if settings else "autoglm-phone-9b")
 
-    root, ca_file = _directory(settings, data), ca_file or address.certificate
+    root, reached = _directory(settings, data), link.options(address.certificate)
 
     def opened() -> Updater:
-        identity.enrol(root, address.url, allow_http=allow_http, ca_file=ca_file)
+        identity.enrol(root, address.url, **reached)
         return Updater(
             root,
             hub_url=address.url,
@@ -312,8 +302,7 @@ def _opener(
             token_store=identity.store(root),
             trust_root=trusted,
             trust_first_use=trust.first_use or (settings is not None and settings.update.trust_first_use),
-            allow_http=allow_http,
-            ca_file=ca_file,
+            **reached,
             **more,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -55,8 +55,13 @@ class Identity:
 
         return FileTokenStore(self.token_file or root / TOKEN_NAME)
 
-    def enrol(self, root: Path, url: str, *, allow_http: bool, ca_file: Path | None) -> None:
+    def enrol(self, root: Path, url: str, **link: Any) -> None:
         """Get the token with the enrolment code, if one was given and has not done so before.
+
+        Args:
+            root: the device's directory.
+            url: the hub's address.
+            link: what the transport to it is made with.
 
         Raises:
             AutoGLMError: the hub refuses the code, or is not reached.
@@ -65,7 +70,7 @@ class Identity:
 
         if self.code is None:
             return
-        transport = HttpTransport(url, allow_http=allow_http, ca_file=ca_file)
+        transport = HttpTransport(url, **link)
         try:
             enrol(root, transport, self.code, device_id=self.device_id, store=self.store(root))
         finally:

@@ -11,6 +11,7 @@ It does not judge packages: their bytes are checked by the caller, against the p
 from __future__ import annotations
 
 import ipaddress
+import math
 import random
 import re
 import zlib
@@ -21,7 +22,7 @@ from typing import Any, NoReturn, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import urllib3
-from urllib3.exceptions import HTTPError, MaxRetryError, NameResolutionError
+from urllib3.exceptions import HTTPError, InvalidHeader, MaxRetryError, NameResolutionError
 from urllib3.exceptions import ProtocolError as LibraryProtocolError
 from urllib3.exceptions import TimeoutError as TimeoutException
 from urllib3.response import BaseHTTPResponse
@@ -295,13 +296,10 @@ class HttpTransport:
         if status in (404, 410):
             raise NotFoundError(f"{where}: it is not there (any more)")
         if status in (429, 500, 502, 503, 504):
-            after = _number(response.headers.get("Retry-After"))
-            retry_after_s = None if after is None else min(after, _LONGEST_RETRY_SECONDS)
-            raise BusyError(f"{where}: the hub cannot answer now", retry_after_s=retry_after_s)
+            after = response.headers.get("Retry-After")
+            raise BusyError(f"{where}: the hub cannot answer now", retry_after_s=_retry_after_s(after))
         if status in (400, 413, 422):
             raise RefusedError(f"{where}: it does not accept this request")
-        if status == 409:
-            raise ConflictError(f"{where}: it contradicts what is there")
         raise ProtocolError(where)
 
     def _require_safe(self, url: str, error: type[AutoGLMError]) -> None:
@@ -382,6 +380,16 @@ def plain_cause(error: BaseException) -> str:
 def _number(text: str | None) -> int | None:
     """Return a header's number, None when it is none of a sane length."""
     return int(text) if text is not None and len(text) <= 18 and text.isdecimal() else None
+
+
+def _retry_after_s(header: str | None) -> int | None:
+    """Return the seconds that Retry-After asks to wait, as a number or a date; None when it is neither."""
+    if header is None or len(header) > 64:
+        return None
+    try:
+        return math.ceil(urllib3.Retry(retry_after_max=_LONGEST_RETRY_SECONDS).parse_retry_after(header))
+    except (InvalidHeader, ValueError, OverflowError):
+        return None
 
 
 def _head_bytes(line: str, headers: Mapping[str, str]) -> int:
