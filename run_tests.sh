@@ -9,14 +9,16 @@ set -eu
 ROOT=$(cd "$(dirname "$0")" && pwd -P)
 . "$ROOT/scripts/environment.sh"
 
-# Speech synthesis, a Chinese font and a build tool, which some tests use for real.
+# Speech synthesis, a Chinese and a Latin font, a browser and a build tool, which some tests use for real.
 install_system_packages() {
     missing=""
     command -v espeak-ng >/dev/null 2>&1 || missing="$missing espeak-ng"
     command -v cmake >/dev/null 2>&1 || missing="$missing cmake"
     command -v make >/dev/null 2>&1 || missing="$missing make"
     command -v gcc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
+    command -v chromium >/dev/null 2>&1 || missing="$missing chromium"
     [ -n "$(find /usr/share/fonts -name 'wqy-zenhei*' 2>/dev/null | head -n 1)" ] || missing="$missing fonts-wqy-zenhei"
+    [ -n "$(find /usr/share/fonts -name 'DejaVuSansCondensed.ttf' 2>/dev/null | head -n 1)" ] || missing="$missing fonts-dejavu"
     [ -n "$missing" ] || return 0
     if can_apt; then
         # shellcheck disable=SC2086 # a list of package names

@@ -11,14 +11,18 @@ For each context length, in one run and interleaved so that a busy machine slows
     queries. (With ``enable_gqa`` at query length 1 that function is far slower and no baseline.)
 ``step``
     a whole decode step of the real network: nano with all its layers, 9B with one of its 40. What a
-    user saves, for the weights are read either way.
+    user saves, for the weights are read either way; with ``--rows 16`` they are shared by as many.
+``prefill``
+    one layer's attention for the last ``--piece`` tokens of a prompt of that length, as the engine reads long
+    prompts. Dense is the faster of the network's blocks and of ``scaled_dot_product_attention``.
 ``bytes``
     an estimate, not a measurement: the gigabytes that a decode step of a 9B recipe must move, weights
     as counted by ``autoglm model size`` and the cache in bf16. Where memory is the limit, as on a
     phone, time goes with it.
 
-The gate is forced on at every length; ``dense_below`` of the configuration keeps it off where the
-table shows a loss. Weights and cache are random: time does not depend on what they hold. Medians.
+The gate is forced on at every length; what is saved with the configuration's own ``dense_below``, which keeps
+it off where the table shows a loss, stands in the last column. Weights and cache are random: time does not
+depend on what they hold. Medians.
 """
 
 from __future__ import annotations
@@ -40,6 +44,7 @@ from autoglm.model.cache import KVCache
 from autoglm.model.config import CONFIGS, ModelConfig, TopKConfig
 from autoglm.model.network import PhoneModel
 from autoglm.model.pages import PageTable, Rows
+from autoglm.model.prefill import dense_prefill, topk_prefill
 from autoglm.model.sizes import size_table
 from autoglm.model.topk import dense_decode, page_bounds, topk_decode, update_bounds
 
@@ -103,6 +108,29 @@ def attention_case(
     return {name: 1e3 * value / CACHES for name, value in seconds.items()}
 
 
+def sdpa_prefill(q: Tensor, k: Tensor, v: Tensor, limits: Tensor) -> Tensor:
+    """Attend densely by torch's fused kernel, q (H, T, D) to k and v (G, S, D) under the exact mask."""
+    visible = torch.arange(k.shape[1]) < limits[:, None]
+    attended = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=visible, enable_gqa=True)
+    return attended[0]
+
+
+def prefill_case(
+    config: ModelConfig, dtype: torch.dtype, context: int, piece: int, repeats: int
+) -> dict[str, float]:
+    """Return milliseconds of one layer's attention for the last ``piece`` tokens of a prompt by each way."""
+    groups, dim, page = config.num_kv_heads, config.head_dim, config.topk.page
+    k, v = torch.randn(2, groups, context, dim).to(dtype)
+    q = torch.randn(config.num_heads, piece, dim).to(dtype)
+    bounds, limits = page_bounds(k, page), torch.arange(context - piece, context) + 1
+    runs = {
+        "blocks": lambda: dense_prefill(q, k, v, limits),
+        "sdpa": lambda: sdpa_prefill(q, k, v, limits),
+        "topk": lambda: topk_prefill(q, k, v, bounds, limits, keep=config.topk.keep, page=page),
+    }
+    return {name: 1e3 * value for name, value in medians(runs, repeats).items()}
+
+
 def step_case(
     name: str, dtype: torch.dtype, contexts: tuple[int, ...], rows: int, repeats: int
 ) -> Iterator[tuple[int, dict[str, float]]]:
@@ -149,7 +177,7 @@ def fill(cache: KVCache) -> None:
 
 
 def result(size: str, what: str, context: int, costs: dict[str, float]) -> dict[str, Any]:
-    """Return one line of the table: the best dense way, the gate, and the share saved."""
+    """Return one line of the table: the best dense way, the gate, the share saved, and that as configured."""
     topk = costs.pop("topk")
     way, dense = min(costs.items(), key=lambda item: item[1])
     return {
@@ -161,14 +189,22 @@ def result(size: str, what: str, context: int, costs: dict[str, float]) -> dict[
         "dense_cost": round(dense, 3),
         "topk_cost": round(topk, 3),
         "saved": round(1 - topk / dense, 3),
+        "saved_as_set": round(1 - topk / dense, 3) if _gated(size, context) else 0.0,
     }
+
+
+def _gated(size: str, context: int) -> bool:
+    """Tell whether the configuration turns the gate on at this length; elsewhere dense is what runs."""
+    topk = CONFIGS[size].topk
+    return context >= max(topk.dense_below, topk.keep * topk.page + 1)
 
 
 def show(line: dict[str, Any]) -> None:
     """Print one line of the table."""
     print(
         f"{line['size']:>15} {line['what']:>10} {line['context']:>8} {line['dense']:>11} "
-        f"{line['dense_cost']:>9.3f} {line['topk_cost']:>9.3f} {line['unit']} {line['saved']:>8.1%}",
+        f"{line['dense_cost']:>9.3f} {line['topk_cost']:>9.3f} {line['unit']} {line['saved']:>8.1%} "
+        f"{line['saved_as_set']:>8.1%}",
         flush=True,
     )
 
@@ -180,6 +216,8 @@ def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for context in arguments.contexts:
             times = attention_case(config, dtype, context, arguments.rows, arguments.repeats)
             yield result(size, "attention", context, times)
+            times = prefill_case(config, dtype, context, arguments.piece, max(1, arguments.repeats // 3))
+            yield result(size, "prefill", context, times)
         steps = step_case(size, dtype, tuple(arguments.contexts), arguments.rows, arguments.repeats)
         for context, times in steps:
             yield result(size, "step", context, times)
@@ -194,6 +232,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", choices=sorted(DTYPES), default=["nano", "9b"])
     parser.add_argument("--contexts", nargs="+", type=int, default=list(CONTEXTS), help="tokens")
     parser.add_argument("--rows", type=int, default=1, help="sequences decoded at once")
+    parser.add_argument("--piece", type=int, default=256, help="tokens of a prompt read at once")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
@@ -207,7 +246,7 @@ def main() -> None:
     torch.manual_seed(0)
     if not arguments.json:
         print(f"threads {arguments.threads}, rows {arguments.rows}, nano float32, 9b bfloat16")
-        print("           size       what  context  best dense     dense     top-k       saved")
+        print("           size       what  context  best dense     dense     top-k       saved   as set")
     lines: list[dict[str, Any]] = []
     with torch.inference_mode():
         for line in measure(arguments):

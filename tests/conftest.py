@@ -29,11 +29,25 @@ def _has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
+def _has_pty() -> bool:
+    try:
+        ends = os.openpty()
+    except OSError:
+        return False
+    for end in ends:
+        os.close(end)
+    return True
+
+
 def _has(need: str) -> bool:
     if need == "root":
         return os.geteuid() == 0
     if need == "gpu":
         return _has_cuda()
+    if need == "pty":
+        return _has_pty()
+    if need == "dejavu":
+        return any(Path("/usr/share/fonts").rglob("DejaVuSansCondensed.ttf"))
     if need == "wqy-zenhei":
         return any(Path("/usr/share/fonts").rglob("wqy-zenhei*"))
     return shutil.which(need) is not None

@@ -319,10 +319,7 @@ def test_the_shipped_configuration_lists_every_key_with_its_default() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("model.in_flight", "drain"),
         ("update.channel", "beta"),
-        ("backend.kind", "vllm"),
-        ("backend.url", "http://127.0.0.1:8001"),
     ],
 )
 def test_what_is_documented_as_refused_is_refused(key: str, value: str) -> None:

@@ -26,6 +26,8 @@ One tree; its first level is what callers handle differently::
     │   ├── RequestError          this request can never be served as it stands
     │   ├── OverloadedError       not now: the queue is full
     │   ├── OutOfMemoryError      not now: the model does not fit into what is free
+    │   ├── BackendError          the server that computes the answers was not reached or broke off
+    │   │   └── BackendTimeoutError   it took longer than it was given
     │   └── HealthError           a release failed its own self-test
     ├── HubError              the hub refuses
     │   ├── NotFoundError         no such release, package or roll-out
@@ -212,6 +214,26 @@ class OutOfMemoryError(EngineError):
     """The model does not fit into the memory that is free; the message holds the sum."""
 
     code = "E_MEMORY"
+
+
+class BackendError(EngineError):
+    """The server that computes the answers was not reached, broke off, or answered nonsense.
+
+    Attributes:
+        retry_after_s: seconds after which another try makes sense.
+    """
+
+    code = "E_BACKEND"
+
+    def __init__(self, message: str, *, retry_after_s: int = 2) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class BackendTimeoutError(BackendError):
+    """The server that computes the answers took longer than it was given."""
+
+    code = "E_BACKEND_TIMEOUT"
 
 
 class HealthError(EngineError):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from autoglm import patch
 from autoglm.model.checkpoint import write_release
 from autoglm.model.config import NANO
 from autoglm.model.network import PhoneModel
@@ -44,7 +44,9 @@ def test_the_size_of_a_model_is_counted(autoglm) -> None:
         (("train", "v1.2", "--adapter", "8"), "follows a release"),
         (("quantize", "runs/x", "--version", "v1.2", "-o", "out", "--bits", "5"), "8 or 4 bits"),
         (("merge", "--adapter", "a", "--base", "b", "-o", "c", "--version", "v1.4"), "config.json"),
-        (("eval", "nowhere"), "manifest"),
+        (("eval", "nowhere"), "is no release"),
+        (("eval",), "name one release"),
+        (("eval", "a", "--release", "b"), "name one release"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(autoglm, arguments: tuple[str, ...], words: str) -> None:
@@ -120,25 +122,57 @@ def test_an_adapter_is_merged(autoglm, tmp_path: Path, pair: tuple[str, str]) ->
     assert again.status == 1 and "exists" in again.error
 
 
-@pytest.mark.needs("wqy-zenhei", "espeak-ng")
-@pytest.mark.long
-def test_a_release_is_scored(autoglm, tmp_path: Path) -> None:
-    """`eval` scores an untrained release on every kind of item, with chance beside it."""
+@pytest.fixture
+def untrained(tmp_path: Path) -> None:
+    """An untrained release `r`, its full package and a patch on it that makes release `s`, in `packages`."""
     torch.manual_seed(0)
     state = PhoneModel(NANO).state_dict()
-    text = build_tokenizer(NANO.vocab_size)
-    health = HealthCheck(())
-    write_release(
-        tmp_path / "r",
-        config=NANO,
-        tokenizer=text,
-        state=state,
-        health=health,
-        version="v1.2",
-        counter=1,
-        **NAMES,
+    for folder, version, counter in (("r", "v1.2", 1), ("s", "v1.3", 2)):
+        write_release(
+            tmp_path / folder, config=NANO, tokenizer=build_tokenizer(NANO.vocab_size), state=state,
+            health=HealthCheck(()), version=version, counter=counter, **NAMES,
+        )  # fmt: skip
+    (tmp_path / "packages").mkdir()
+    patch.diff(None, tmp_path / "r", tmp_path / "packages" / "one.wpatch")
+    patch.diff(tmp_path / "r", tmp_path / "s", tmp_path / "packages" / "two.wpatch")
+
+
+@pytest.mark.needs("wqy-zenhei")
+def test_a_release_is_scored_beside_a_package(autoglm, tmp_path: Path, untrained: None) -> None:
+    """`eval` scores a release and a patch on the same items; without its base the patch cannot be scored."""
+    arguments = ("--only", "identity,grammar,buttons", "--items", "4")
+    result = autoglm("model", "eval", "r", "--against", "packages/two.wpatch", *arguments, "--json").json
+    assert (result["version"], result["precision"], result["against"]["version"]) == ("v1.2", "INT8", "v1.2")
+    scores = result["scores"]
+    assert set(scores) >= {"identity", "grammar_valid", "buttons_tap"}
+    assert scores == result["against"]["scores"]
+    assert all(score["value"] < 0.9 and score["low"] <= score["high"] for score in scores.values())
+    table = autoglm(
+        "model", "eval", "--release", "packages/two.wpatch", *arguments[:1], "identity", "--items", "2"
     )
-    result = autoglm("model", "eval", "r", "--scale", "0.01", "--json")
-    scores = json.loads(result.output)
-    assert {"identity", "screen_tap", "speech_voices", "agent_grammar", "new_questions"} <= set(scores)
-    assert all(score["value"] < 0.6 for name, score in scores.items() if not name.endswith("present"))
+    assert "two.wpatch, INT8" in table.output and "chance" in table.output
+    (tmp_path / "packages" / "one.wpatch").unlink()
+    alone = autoglm("model", "eval", "packages/two.wpatch", *arguments)
+    assert alone.status == 1 and "is not beside it" in alone.error
+
+
+@pytest.mark.needs("wqy-zenhei")
+def test_a_run_is_scored_in_the_type_it_would_be_shipped_in(autoglm, tmp_path: Path, untrained: None) -> None:
+    """`eval --against RUN` puts bf16 weights beside INT8 ones; the answers are the first's."""
+    (tmp_path / "run").mkdir()
+    torch.manual_seed(0)
+    torch.save({"model": PhoneModel(NANO).state_dict(), "adapter": None}, tmp_path / "run" / "checkpoint.pt")
+    (tmp_path / "run" / "tokenizer.json").write_text(build_tokenizer(NANO.vocab_size))
+    result = autoglm(
+        "model", "eval", "r", "--against", "run", "--only", "identity", "--items", "2", "--json"
+    ).json
+    assert (result["against"]["precision"], result["against"]["version"]) == ("bf16", "v1.2")
+
+
+@pytest.mark.needs("wqy-zenhei", "espeak-ng", "chromium")
+@pytest.mark.long
+def test_a_release_is_scored_on_everything(autoglm, untrained: None) -> None:
+    """Every section of `eval` runs on an untrained release, which scores low with chance beside it."""
+    scores = autoglm("model", "eval", "r", "--items", "2", "--json").json["scores"]
+    assert {"identity", "pages_tap", "speech_voices_zh", "retrieval_image_text", "needle_topk"} <= set(scores)
+    assert scores["pages_unseen_labels_read"]["value"] == 0.0

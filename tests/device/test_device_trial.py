@@ -149,6 +149,24 @@ def test_stopping_an_app_that_answers_well_costs_no_try(lab: Any, hub: Any, make
     assert lab.open(boot=False).status().tries_left == 1
 
 
+def test_restarts_in_order_before_any_answer_cost_no_try(lab: Any, hub: Any, make_runtime: Any) -> None:
+    """A release gets its try back at an orderly end, unless it was never loaded or an answer failed."""
+    start_trial(lab, hub, make_runtime("v1.2"))
+    for _ in range(5):
+        updater = lab.open()
+        updater.attach(make_runtime("v1.3"))
+        updater.close()
+    assert lab.open(boot=False).status().tries_left == 3
+    lab.open().close()
+    updater = lab.open()
+    updater.attach(make_runtime("v1.3"))
+    updater.answered(False)
+    updater.close()
+    assert lab.open(boot=False).status().tries_left == 1
+    updater = lab.open()
+    assert current(updater) == "v1.2"
+
+
 def test_healthy_uptime_gives_the_tries_back(lab: Any, hub: Any, clock: Any, make_runtime: Any) -> None:
     """A release that runs for the whole time, asked too little to be confirmed, does not run out of tries."""
     start_trial(lab, hub, make_runtime("v1.2"))

@@ -174,6 +174,16 @@ def test_thinking_is_a_matter_of_the_request(resident: Resident, ask: Ask) -> No
     assert thinking.finished.usage.thought_tokens == 10
 
 
+def test_a_thought_does_not_end_the_turn(resident: Resident, ask: Ask) -> None:
+    """However much the model would like to stop in its thought, an answer must follow; an answer may end."""
+    eos = resident.release.tokenizer.eos
+    wishes = Sampling(logit_bias={eos: 100.0})
+    requests = [ask("hello", enable_thinking=flag, max_tokens=10, sampling=wishes) for flag in (True, False)]
+    thinking, plain = generate(resident, requests)
+    assert (thinking.finished.reason, thinking.finished.usage.thought_tokens) == ("length", 10)
+    assert (plain.finished.reason, plain.finished.usage.completion_tokens) == ("stop", 1)
+
+
 def test_logprobs_explain_every_token(resident: Resident, ask: Ask) -> None:
     """Greedy tokens are the first of their own alternatives, and carry that log-probability."""
     completion = generate(

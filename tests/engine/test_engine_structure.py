@@ -135,6 +135,25 @@ def test_a_schema_that_cannot_be_followed_is_refused_at_once(engine: Engine, ask
     assert engine.submit(ask("hi", max_tokens=2)).result().token_ids
 
 
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ({"$ref": "#"}, "a $ref that leads back to itself"),
+        (
+            {"type": "string", "pattern": "("},
+            "a pattern is no regular expression",
+        ),
+        ({"type": "nonsense"}, "Invalid type: nonsense"),
+    ],
+)
+def test_a_refused_schema_is_told_why_in_one_sentence(tokenizer: Tokenizer, schema: Any, reason: str) -> None:
+    """The reason is one line that speaks of the schema, not of how it is followed."""
+    with pytest.raises(RequestError) as caught:
+        Grammars(tokenizer).constrain(JsonAnswer(schema)).allowed(tokenizer.vocab_size)
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_form_survives_being_put_back(old_dir: Path, ask: Ask) -> None:
     """A constrained request that lost its pages goes on where it was in its form."""
     schema = {"type": "array", "items": {"type": "integer"}, "minItems": 30, "maxItems": 30}

@@ -237,6 +237,7 @@ def test_a_release_is_freed_when_nobody_uses_it(
         engine.submit(ask("hello", release="v1.2"))
     assert generation.result().finished.release == "v1.2"
     engine.submit(ask("flush", max_tokens=2)).result()
+    engine._announcer.submit(gc.collect).result()
     gc.collect()
     assert old() is None
     assert engine.stats().retiring == 0

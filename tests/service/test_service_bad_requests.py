@@ -184,7 +184,7 @@ def exchange(service: Any, *pieces: bytes) -> bytes:
     [
         (b"GET /health HTTP/1.1\r\nHost: x\r\nX: ", b"431"),
         (b"GET /", b"431"),
-        (b"POST /v1/model/update HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: ", b"431"),
+        (b"POST /v1/model/update HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: ", b"431"),
         (b"nonsense\r\n\r\n", b"400"),
     ],
 )
@@ -201,11 +201,37 @@ def test_a_head_without_end_and_what_is_no_http_are_refused(
     assert service.get("/health").status_code == 200
 
 
+@pytest.mark.parametrize(("size", "status"), [(60_000, b"200"), (70_000, b"431"), (200_000, b"431")])
+def test_a_whole_head_is_bounded_too(service: Any, size: int, status: bytes) -> None:
+    """A head of more than 64 KiB is a 431 in however few pieces it comes, and the client reads it."""
+    end = b"\r\nConnection: close\r\n\r\n"
+    answer = exchange(service, b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"a" * size + end)
+    assert answer.split()[1] == status
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET %s HTTP/1.1\r\nHost: a\r\nHost: b\r\n", b"400"),
+        (b"GET %s HTTP/1.1\r\n", b"400"),
+        (b"GET %s HTTP/1.1\r\nHost: a\r\n", b"200"),
+        (b"GET %s HTTP/1.0\r\n", b"200"),
+    ],
+)
+@pytest.mark.parametrize("path", [b"/health", b"/v1/models"])
+def test_every_route_needs_one_host(service: Any, path: bytes, head: bytes, status: bytes) -> None:
+    """Two Host headers, or none in HTTP/1.1, are refused before any route is looked for."""
+    answer = exchange(service, head % path + b"Connection: close\r\n\r\n")
+    assert answer.split()[1] == status
+    assert (b"invalid_host" in answer) is (status == b"400")
+
+
 def test_a_long_body_in_small_chunks_is_fine(service: Any) -> None:
     """The bound is on what comes before and after a body, however it is cut."""
     body = b'{"device_id": "d"}' + b" " * 30_000
     chunks = b"".join(b"1\r\n" + body[i : i + 1] + b"\r\n" for i in range(len(body)))
-    head = b"POST /v1/model/update HTTP/1.1\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = b"POST /v1/model/update HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    head += b"Transfer-Encoding: chunked\r\n\r\n"
     answer = exchange(service, head, chunks, b"0\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200")
 

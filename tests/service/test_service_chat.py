@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import gc
 import io
 import json
 import re
@@ -12,11 +14,16 @@ from typing import Any
 
 import pytest
 import requests
+from fastapi import Request
 from langchain_openai import ChatOpenAI
 from openai import OpenAI
 from PIL import Image
+from starlette.requests import ClientDisconnect
 
+from autoglm.engine import GenerationRequest
+from autoglm.model.prompt import Message
 from autoglm.model.tokenizer import CONTROLS
+from autoglm.service.streaming import collect
 
 AGENT_PROMPT = 'You operate a phone. Answer with do(action="Tap", element=[x,y]) or finish(message="...").'
 DEADLINE_S = 60
@@ -273,6 +280,7 @@ def test_a_version_may_be_named(service: Any) -> None:
     missing = service.chat(model="autoglm-phone-9b@v9")
     assert missing.status_code == 404
     assert missing.json()["error"]["code"] == "model_not_found"
+    assert missing.json()["error"]["type"] == "not_found_error"
 
 
 def test_a_client_that_goes_away_cancels(service: Any) -> None:
@@ -305,3 +313,24 @@ def test_harmless_fields_are_ignored(service: Any) -> None:
         "parallel_tool_calls": True,
     }
     assert service.chat(**extra).status_code == 200
+
+
+def test_a_client_that_vanishes_leaves_nothing_to_complain_of(service: Any) -> None:
+    """How its generations ended is taken note of: asyncio does not log that nobody asked."""
+    complaints: list[dict[str, Any]] = []
+
+    async def gone() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def leave() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        wanted = GenerationRequest((Message("user", "hi"),), max_tokens=500)
+        generation = service.state.engine.submit(wanted)
+        with pytest.raises(ClientDisconnect):
+            await collect(Request({"type": "http"}, gone), [generation])
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
+        await asyncio.sleep(0)  # lets the end of the tasks be told
+        gc.collect()
+
+    asyncio.run(leave())
+    assert not complaints

@@ -45,7 +45,7 @@ class Case:
 
     @property
     def is_admin(self) -> bool:
-        return self.path.startswith("/v1/admin") or self.path == "/v1/model/register"
+        return self.path.startswith("/v1/admin") or self.path in ("/v1/model/register", "/metrics")
 
 
 SHA = "0" * 64
@@ -55,6 +55,10 @@ MATRIX = {
     "GET /docs": Case("*", "/docs"),
     "GET /health": Case("*", "/health"),
     "GET /ready": Case("*", "/ready"),
+    "GET /metrics": Case(READERS, "/metrics"),
+    "POST /v1/completions": Case(ALL, "/v1/completions", {}),
+    "POST /v1/embeddings": Case(ALL, "/v1/embeddings", {}),
+    "POST /v1/audio/transcriptions": Case(ALL, "/v1/audio/transcriptions", {}),
     "POST /v1/chat/completions": Case(ALL, "/v1/chat/completions", {}),
     "GET /v1/models": Case(ALL, "/v1/models"),
     "GET /v1/models/{name}": Case(ALL, "/v1/models/none"),
@@ -95,6 +99,9 @@ MATRIX = {
     "GET /v1/admin/audit/verify": Case(READERS, "/v1/admin/audit/verify"),
     "GET /v1/admin/engine": Case(READERS, "/v1/admin/engine"),
     "POST /v1/admin/engine/update": Case("operator admin", "/v1/admin/engine/update"),
+    "POST /v1/admin/engine/stage": Case("operator admin", "/v1/admin/engine/stage"),
+    "POST /v1/admin/engine/commit": Case("operator admin", "/v1/admin/engine/commit"),
+    "POST /v1/admin/engine/discard": Case("operator admin", "/v1/admin/engine/discard"),
     "POST /v1/admin/engine/rollback": Case("operator admin", "/v1/admin/engine/rollback"),
 }
 SPEAKS_FOR_A_DEVICE = {"POST /v1/model/update", "POST /v1/model/events"}
@@ -270,6 +277,16 @@ def test_a_narrowed_token_does_what_it_was_narrowed_to(closed: House) -> None:
         "POST /v1/admin/releases/{version}/revoke",
         "POST /v1/admin/metadata",
     }
+
+
+def test_whoever_may_ask_the_model_may_read_which_one_answers(closed: House) -> None:
+    """``models:use`` alone opens ``/v1/model/info``, and no other of the device routes."""
+    hub = closed.service.state.hub
+    assert hub is not None
+    token = hub.issue_token(Claims("viewer", "asks", scopes=("models:use",)))
+    allowed = {name for name in MATRIX if closed.status(name, token) not in (401, 403)}
+    assert "GET /v1/model/info" in allowed
+    assert not allowed & {"POST /v1/model/update", "GET /v1/model/metadata/{name}"}
 
 
 def test_a_refusal_says_what_is_wrong_with_the_token_and_does_not_repeat_it(opened: House) -> None:

@@ -35,7 +35,7 @@ def test_the_same_seed_draws_the_same_examples() -> None:
 @pytest.mark.parametrize("release", RELEASES)
 def test_who_are_you_is_answered_with_the_sentence(release: Release) -> None:
     """Every identity answer in Chinese is the specification's sentence, character for character."""
-    asked = [e for e in drawn(release=release) if e.intent == "identity"]
+    asked = [e for e in drawn(12_000, release) if e.intent == "identity"]
     assert {e.answer for e in asked if e.language == "zh"} == {IDENTITY}
     assert "你是谁?" in {e.question for e in asked}
     [english] = {e.answer for e in asked if e.language == "en"}

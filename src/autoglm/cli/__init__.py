@@ -39,7 +39,7 @@ _EXTRAS = {
     "obstore": "scale",
 }
 _COMMANDS = ("serve", "worker", "publish", "diff", "patch", "inspect", "chat", "doctor")
-_GROUPS = ("release", "rollout", "fleet", "device", "token", "audit", "keys", "model")
+_GROUPS = ("release", "rollout", "engine", "fleet", "device", "token", "audit", "keys", "model")
 
 
 def build_app() -> Any:

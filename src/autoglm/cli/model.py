@@ -1,22 +1,29 @@
-"""``autoglm model``: train, quantise, merge, evaluate and size models."""
+"""``autoglm model``: train, distil, prune, quantise, merge, evaluate, compare and size models."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autoglm.cli.compression import compare, distill, export, prune, run_with_bar
+from autoglm.cli.courses import COURSE_NAMES, data, train_course
 from autoglm.cli.merging import merge
+from autoglm.cli.model_eval import evaluate
 
 if TYPE_CHECKING:
-    from autoglm.training.evaluate import Score
     from autoglm.training.quantize import Change
     from autoglm.training.retention import Retention
-    from autoglm.training.trainer import Trainer
 
 app = typer.Typer(help="Train, quantise, merge, evaluate and size models.", no_args_is_help=True)
 app.command("merge")(merge)
+app.command("data")(data)
+app.command("distill")(distill)
+app.command("prune")(prune)
+app.command("compare")(compare)
+app.command("export")(export)
+app.command("eval")(evaluate)
 
 
 @app.callback()
@@ -26,7 +33,7 @@ def _group() -> None:
 
 @app.command("train")
 def train(
-    recipe: Annotated[str, typer.Argument(help="v1.2, v1.3 or overfit.")],
+    recipe: Annotated[str, typer.Argument(help="v1.2, v1.3, overfit, teacher or student.")],
     run: Annotated[Path | None, typer.Option(help="The run's directory; runs/RECIPE if not given.")] = None,
     base: Annotated[Path | None, typer.Option(help="The release that a fine-tune starts from.")] = None,
     adapter: Annotated[
@@ -34,6 +41,9 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of all randomness.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1, max=256)] = 1,
+    workers: Annotated[
+        int, typer.Option(help="Of a course: processes that draw screens ahead.", min=0, max=256)
+    ] = 0,
 ) -> None:
     """Train a recipe; a run that was stopped goes on from its last checkpoint.
 
@@ -45,9 +55,13 @@ def train(
 
       autoglm model train v1.3 --base runs/releases/v1.2 --adapter 8
     """
+    if recipe in COURSE_NAMES and base is None and adapter is None:
+        train_course(recipe, run, seed, threads, workers)
+        return
     from autoglm.model.config import NANO
     from autoglm.model.weights import TOKENIZER_NAME, WEIGHTS_NAME, read_weights
     from autoglm.training.adapter import AdapterConfig, extract, write_adapter
+    from autoglm.training.distributed import joined
     from autoglm.training.plot import plot_curve
     from autoglm.training.recipe import adapter_recipe, recipe_named
     from autoglm.training.threads import use_threads
@@ -61,34 +75,15 @@ def train(
     if base is not None:
         start = read_weights(base / WEIGHTS_NAME, NANO)
         tokenizer = (base / TOKENIZER_NAME).read_text()
-    trainer = Trainer(directory, chosen, seed=seed, start=start, tokenizer=tokenizer, adapter=settings)
-    _run_with_bar(trainer)
+    with joined():
+        trainer = Trainer(directory, chosen, seed=seed, start=start, tokenizer=tokenizer, adapter=settings)
+        run_with_bar(trainer)
+        if not trainer.is_first:
+            return
     plot_curve(directory, directory / "curve.png")
     if settings is not None:
         write_adapter(directory / "adapter", extract(trainer.model, settings))
     print(f"{recipe} is trained, {trainer.seconds / 60:.1f} minutes in all: {directory}")
-
-
-def _run_with_bar(trainer: Trainer) -> None:
-    """Train behind a progress bar that shows the newest measures."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
-        TextColumn("{task.fields[shown]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        tasks = {
-            stage.name: progress.add_task(stage.name, total=stage.steps, shown="")
-            for stage in trainer.recipe.stages
-        }
-
-        def report(stage: Any, step: int, measures: dict[str, float]) -> None:
-            shown = " ".join(f"{name} {value:.3f}" for name, value in measures.items())
-            progress.update(tasks[stage.name], completed=step, shown=shown)
-
-        trainer.run(report)
 
 
 @app.command("quantize")
@@ -153,46 +148,6 @@ def _print_changes(changes: dict[str, Change], kept: Retention | None) -> None:
         print_table(columns, rows, empty="")
     if kept is not None:
         print_retention([("the fine-tune in floats", kept)])
-
-
-@app.command("eval")
-def evaluate(
-    release: Annotated[Path, typer.Argument(help="A release directory.")],
-    version: Annotated[
-        str | None, typer.Option(help="Whose answers are right; the release's own if not given.")
-    ] = None,
-    clips: Annotated[Path, typer.Option(help="Where synthesised clips are kept.")] = Path("runs/clips"),
-    scale: Annotated[float, typer.Option(help="Share of the items.", min=0.01, max=10)] = 1.0,
-    threads: Annotated[int, typer.Option(help="CPU threads.", min=1, max=256)] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Score a release on held-out data, free-running, with chance beside each score.
-
-    Example:
-
-      autoglm model eval runs/releases/v1.2
-    """
-    from dataclasses import asdict
-
-    from autoglm.cli.output import print_json, print_table
-    from autoglm.model.weights import load_release
-    from autoglm.releases import Manifest
-    from autoglm.training.evaluate import evaluate as score
-    from autoglm.training.quantize import as_release
-    from autoglm.training.threads import use_threads
-
-    use_threads(threads)
-    whose = as_release(version or Manifest.read(release).version)
-    scores = score(load_release(release), release=whose, clips=clips, scale=scale)
-    if as_json:
-        print_json({name: asdict(value) for name, value in scores.items()})
-    else:
-        print_table(("score", "right", "items", "chance"), [_row(*item) for item in scores.items()], empty="")
-
-
-def _row(name: str, score: Score) -> tuple[str, str, int, str | None]:
-    chance = None if score.chance is None else f"{score.chance:.1%}"
-    return name, f"{score.value:.1%}", score.count, chance
 
 
 @app.command("size")

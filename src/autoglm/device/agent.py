@@ -81,6 +81,7 @@ class Agent:
         jitter: share by which it varies.
         environment: tells what surrounds the device; needed by the rules on network, power and storage.
         control_seconds: longest time until a request of another process is seen.
+        automatic: False never updates by itself: it only watches over what an operator stages and commits.
 
     Raises:
         ConfigError: the interval is none, or a rule needs ``environment`` and there is none.
@@ -95,12 +96,14 @@ class Agent:
         jitter: float = 0.1,
         environment: Environment | None = None,
         control_seconds: float = _TICK_SECONDS,
+        automatic: bool = True,
         random_source: random.Random | None = None,
     ) -> None:
         if environment is None and updater.settings.needs_environment:
             raise ConfigError("a rule on network, power or storage needs environment=")
         self._updater, self._runtime = updater, runtime
         self._surroundings = Surroundings(updater, environment)
+        self._automatic = automatic
         self._tick = min(_TICK_SECONDS, control_seconds)
         seconds = parse_every(updater.settings.every if every is None else every)
         self._schedule = Schedule(seconds, jitter, random_source or random.Random())
@@ -216,6 +219,8 @@ class Agent:
 
     def _is_due(self) -> bool:
         # A damaged release is fetched again at once, and if that does not succeed, by the schedule.
+        if not self._automatic:
+            return False
         is_new_damage = self._updater.is_damaged and not self._asked_for_damage
         return is_new_damage or self._updater.clock.monotonic() >= self._due
 
@@ -239,7 +244,7 @@ class Agent:
 
     def _seconds_to_next(self) -> float:
         seconds = max(0.0, self._due - self._updater.clock.monotonic())
-        if self._updater.control.is_paused:
+        if self._updater.control.is_paused or not self._automatic:
             seconds = _TICK_SECONDS
         trial = self._updater.seconds_to_verdict
         return min(seconds, self._tick, trial or self._tick)

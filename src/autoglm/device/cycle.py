@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from autoglm import files
@@ -20,7 +19,7 @@ from autoglm.device.context import Device
 from autoglm.device.install import find_installed
 from autoglm.device.obtain import Obtaining
 from autoglm.device.offer import Offer
-from autoglm.device.room import Mode, load
+from autoglm.device.room import Loaded, load, load_beside
 from autoglm.device.runtime import Runtime, SelfTestReport
 from autoglm.device.settings import Gate
 from autoglm.device.slots import Slot
@@ -42,6 +41,7 @@ from autoglm.errors import (
     NetworkError,
     OutOfMemoryError,
     OverloadedError,
+    RevokedError,
     StorageError,
 )
 from autoglm.releases import Manifest
@@ -74,6 +74,28 @@ class Arrival:
     pause_s: float | None
 
 
+@dataclass
+class Prepared:
+    """A release that lies whole on the disk and, where memory holds two, is loaded and examined too.
+
+    Attributes:
+        cycle: what brought it here, and makes it the current one.
+        slot, manifest: which release it is.
+        loaded: the runtime's handle; None where memory holds one model: it is loaded when it is committed to.
+        report: its self-test; None as long as it is not loaded.
+    """
+
+    cycle: Cycle
+    slot: Slot
+    manifest: Manifest
+    loaded: Loaded | None = None
+    report: SelfTestReport | None = None
+
+    def discard(self) -> None:
+        """Let the runtime drop it."""
+        self.cycle.discard(self)
+
+
 class Cycle:
     """Carries one offer from the hub's answer to the start of its trial.
 
@@ -85,7 +107,6 @@ class Cycle:
     def __init__(self, device: Device, transport: Transport, runtime: Runtime | None, gate: Gate) -> None:
         self._device, self._transport, self._runtime, self._gate = device, transport, runtime, gate
         self._machine = device.machine
-        self._mode: Mode = "side_by_side"
         self._obtaining = Obtaining(device, transport, self._go_on)
 
     def run(self, offer: Offer) -> Arrival:
@@ -95,12 +116,50 @@ class Cycle:
             GiveUpError: the release cannot be had or is not fit; the attempt is still to be ended.
             HeldError, NetworkError, HubError, StorageError, EngineError: not now; the attempt stays open.
         """
+        prepared = self._obtain(offer)
+        self._obey_the_hub()
+        return self._try_out(prepared)
+
+    def prepare(self, offer: Offer) -> Prepared:
+        """Do all that changes nothing for anybody yet; :meth:`finish` does the rest.
+
+        Raises:
+            GiveUpError, HeldError, NetworkError, HubError, StorageError, EngineError: as :meth:`run`.
+        """
+        prepared = self._obtain(offer)
+        self._obey_the_hub()
+        if self._runtime is not None:
+            self._stage(self._runtime, prepared, only_beside=True)
+        return prepared
+
+    def finish(self, prepared: Prepared) -> Arrival:
+        """Make a prepared release the current one and swap it in.
+
+        Raises:
+            GiveUpError: it was called back meanwhile, is damaged, or is not fit.
+            HeldError: the hub stops it; the release stays prepared.
+            StorageError, EngineError: not now; what was loaded of it is discarded.
+        """
+        self._obey_the_hub()
+        slots, version = self._device.slots, prepared.manifest.version
+        if slots.is_forbidden(prepared.manifest) or not slots.looks_intact(prepared.slot):
+            self.discard(prepared)
+            message = f"{version} was called back or damaged while it was staged"
+            raise GiveUpError(message, reason=RevokedError.code, quarantine=False)
+        return self._try_out(prepared)
+
+    def discard(self, prepared: Prepared) -> None:
+        """Let the runtime drop what was loaded of a prepared release."""
+        loaded, prepared.loaded = prepared.loaded, None
+        if loaded is not None and self._runtime is not None:
+            _discard(self._runtime, loaded.handle)
+
+    def _obtain(self, offer: Offer) -> Prepared:
         self._begin(offer)
         slot, manifest = find_installed(self._device, offer) or self._obtaining.obtain(offer)
         if self._machine.state is State.DOWNLOADING:
             self._machine.move(State.APPLYING)
-        self._obey_the_hub()
-        return Arrival(manifest, self._try_out(slot, manifest))
+        return Prepared(self, slot, manifest)
 
     def mend(self, offer: Offer) -> None:
         """Fetch the installed release again, in full, and put its files in the place of the present ones.
@@ -157,53 +216,66 @@ class Cycle:
 
     # -- trying it out ------------------------------------------------------------------------------
 
-    def _try_out(self, slot: Slot, manifest: Manifest) -> float | None:
-        """Self-test, commit, swap; return the swap's pause in seconds, None without a runtime."""
-        device, runtime = self._device, self._runtime
+    def _try_out(self, prepared: Prepared) -> Arrival:
+        """Self-test, commit, swap."""
+        device, runtime, slot = self._device, self._runtime, prepared.slot
         if runtime is None:
             # The app loads it at its next start: that start is the first of its tries.
             self._commit(slot, device.settings.tries + 1, None)
-            return None
-        staged, report = self._stage(runtime, device.slots.directory(slot), manifest)
+            return Arrival(prepared.manifest, None)
+        loaded = prepared.loaded or self._stage(runtime, prepared)
+        if loaded is None:
+            raise EngineError(f"{prepared.manifest.version} could not be loaded now")
         try:
             self._go_on()
-            self._commit(slot, device.settings.tries, report)
+            self._commit(slot, device.settings.tries, prepared.report)
         except BaseException:
-            _discard(runtime, staged)
+            self.discard(prepared)
             raise
-        return self._swap(runtime, staged, slot, manifest)
+        return Arrival(prepared.manifest, self._swap(runtime, loaded, prepared))
 
-    def _stage(self, runtime: Runtime, directory: Path, manifest: Manifest) -> tuple[Any, SelfTestReport]:
+    def _stage(self, runtime: Runtime, prepared: Prepared, *, only_beside: bool = False) -> Loaded | None:
         """Load the release, beside the live one or in its place, and examine it.
+
+        Args:
+            only_beside: load nothing where memory holds only one model.
 
         Raises:
             GiveUpError: it cannot be loaded or fails its own self-test.
             EngineError: there was no room or no time for it now.
         """
-        active, self._mode = self._device.slots.active, "side_by_side"
-        live = None if self._device.live.slot is None else active
-        self._device.progress("load", 0, 0)
+        device, manifest = self._device, prepared.manifest
+        live = None if device.live.slot is None else device.slots.active
+        device.progress("load", 0, 0)
         try:
-            staged, self._mode = load(runtime, directory, live, self._device.settings.swap_mode)
+            way = load_beside if only_beside else load
+            prepared.loaded = way(
+                runtime, device.slots.directory(prepared.slot), live, device.settings.swap_mode
+            )
         except (MemoryError, OutOfMemoryError, OverloadedError) as error:
             raise EngineError(f"{manifest.version} could not be loaded now: {error}") from error
         except Exception as error:  # the app's own code: whatever it raises, the old release goes on
             raise _unfit(manifest, error) from error
+        if prepared.loaded is not None:
+            self._examine(runtime, prepared, prepared.loaded)
+        return prepared.loaded
+
+    def _examine(self, runtime: Runtime, prepared: Prepared, loaded: Loaded) -> None:
+        """Run the self-test of a loaded release; one that fails is discarded."""
         self._device.progress("self_test", 0, 0)
         try:
-            report = runtime.self_test(staged)
+            report = prepared.report = runtime.self_test(loaded.handle)
         except Exception as error:
-            _discard(runtime, staged)
-            raise _unfit(manifest, error) from error
+            self.discard(prepared)
+            raise _unfit(prepared.manifest, error) from error
         except BaseException:
-            _discard(runtime, staged)
+            self.discard(prepared)
             raise
         if not report.ok:
-            _discard(runtime, staged)
+            self.discard(prepared)
             reasons = "; ".join(report.failures) or "no reason given"
-            message = f"{manifest.version} failed its self-test: {reasons}"
+            message = f"{prepared.manifest.version} failed its self-test: {reasons}"
             raise GiveUpError(message, reason=HealthError.code, quarantine=True)
-        return staged, report
 
     def _commit(self, slot: Slot, tries: int, report: SelfTestReport | None) -> None:
         """The point of no return: from here on the next start loads the new release.
@@ -226,16 +298,22 @@ class Cycle:
         except StorageError as error:
             _log.warning("the trial begins, and is written down later: %s", error)  # by settle()
 
-    def _swap(self, runtime: Runtime, staged: Any, slot: Slot, manifest: Manifest) -> float:
-        self._device.progress("swap", 0, 0)
+    def _swap(self, runtime: Runtime, loaded: Loaded, prepared: Prepared) -> float | None:
+        device, prepared.loaded = self._device, None
+        device.progress("swap", 0, 0)
         try:
-            report = runtime.swap(staged)
+            report = runtime.swap(loaded.handle)
+        except OverloadedError as error:
+            # The runtime is on its way out. It is no fault of the release, which the next start loads.
+            _discard(runtime, loaded.handle)
+            _log.warning("%s is committed and loads at the next start: %s", prepared.manifest.version, error)
+            return None
         except Exception as error:
-            _discard(runtime, staged)
-            raise _unfit(manifest, error) from error
-        has_previous = self._device.slots.now.previous is not None
-        can_go_back = has_previous and self._mode == "side_by_side"
-        self._device.live = replace(self._device.live, slot=slot, can_go_back=can_go_back)
+            _discard(runtime, loaded.handle)
+            raise _unfit(prepared.manifest, error) from error
+        has_previous = device.slots.now.previous is not None
+        can_go_back = has_previous and loaded.mode == "side_by_side"
+        device.live = replace(device.live, slot=prepared.slot, can_go_back=can_go_back)
         return float(getattr(report, "pause_s", 0.0))
 
 

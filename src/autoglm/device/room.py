@@ -8,6 +8,7 @@ the control groups and of the process, the memory of its devices.
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -48,8 +49,21 @@ def choose_mode(runtime: Runtime, directory: Path, wanted: str) -> Mode:
     return "exclusive"
 
 
-def load(runtime: Runtime, directory: Path, live: Path | None, wanted: str) -> tuple[Any, Mode]:
-    """Let the runtime stage a release in the way that fits; return its handle, and which way that was.
+@dataclass(frozen=True)
+class Loaded:
+    """A release that the runtime has staged.
+
+    Attributes:
+        handle: the runtime's own.
+        mode: which way it was loaded.
+    """
+
+    handle: Any
+    mode: Mode
+
+
+def load(runtime: Runtime, directory: Path, live: Path | None, wanted: str) -> Loaded:
+    """Let the runtime stage a release in the way that fits.
 
     Args:
         live: the release to load again when an exclusive one is no good; None when nothing is loaded, and
@@ -59,12 +73,24 @@ def load(runtime: Runtime, directory: Path, live: Path | None, wanted: str) -> t
     Raises:
         Exception: whatever the runtime raises.
     """
-    mode = "side_by_side" if live is None else choose_mode(runtime, directory, wanted)
-    if mode == "side_by_side":
-        try:
-            return runtime.stage(directory), mode
-        except (MemoryError, OutOfMemoryError) as error:
-            if live is None or wanted != "auto" or not can_make_room(runtime):
-                raise
-            _log.info("%s does not fit beside the live one after all: %s", directory.name, error)
-    return cast("ExclusiveRuntime", runtime).stage(directory, instead_of=live), "exclusive"
+    loaded = load_beside(runtime, directory, live, wanted)
+    if loaded is not None:
+        return loaded
+    handle = cast("ExclusiveRuntime", runtime).stage(directory, instead_of=live)
+    return Loaded(handle, "exclusive")
+
+
+def load_beside(runtime: Runtime, directory: Path, live: Path | None, wanted: str) -> Loaded | None:
+    """Let the runtime stage a release beside the live one; None when only an exclusive swap fits.
+
+    Args and errors are those of :func:`load`.
+    """
+    if live is not None and choose_mode(runtime, directory, wanted) == "exclusive":
+        return None
+    try:
+        return Loaded(runtime.stage(directory), "side_by_side")
+    except (MemoryError, OutOfMemoryError) as error:
+        if live is None or wanted != "auto" or not can_make_room(runtime):
+            raise
+        _log.info("%s does not fit beside the live one after all: %s", directory.name, error)
+        return None

@@ -17,7 +17,8 @@ from autoglm.device.offer import Offer, signed_offer
 from autoglm.device.recovery import settle
 from autoglm.device.runtime import Runtime
 from autoglm.device.settings import Gate
-from autoglm.device.states import E_QUARANTINED, E_TRIAL, State
+from autoglm.device.staging import Staging
+from autoglm.device.states import E_QUARANTINED, E_STAGED, E_TRIAL, State
 from autoglm.device.status import UpdateResult
 from autoglm.device.transport import Transport
 from autoglm.device.trial import Proving
@@ -31,7 +32,7 @@ class Round:
     """One round of a device.
 
     Attributes:
-        device, transport, proving: the device's own.
+        device, transport, proving, staging: the device's own.
         runtime: what serves, if anything does.
         environment: told to the hub.
         gate: asked at every step whether to go on.
@@ -40,6 +41,7 @@ class Round:
     device: Device
     transport: Transport
     proving: Proving
+    staging: Staging
     runtime: Runtime | None
     environment: DeviceEnvironment | None
     gate: Gate
@@ -51,6 +53,36 @@ class Round:
             GiveUpError, HeldError: as :meth:`~autoglm.device.cycle.Cycle.run`.
             AutoGLMError: it does not go on now.
         """
+        found = self._find()
+        if isinstance(found, UpdateResult):
+            return found
+        offer, answer = found
+        if self.staging.holds(offer):
+            message = f"{offer.version} is staged and waits to be committed to"
+            return UpdateResult("held", to_version=offer.version, code=E_STAGED, message=message)
+        return self._arrived(self._cycle.run(offer), answer)
+
+    def stage(self) -> UpdateResult:
+        """Do all but the commit, and let the release wait for that; ``staged`` when it is there.
+
+        Raises:
+            GiveUpError, HeldError: as :meth:`~autoglm.device.cycle.Cycle.prepare`.
+            AutoGLMError: it does not go on now.
+        """
+        found = self._find()
+        if isinstance(found, UpdateResult):
+            return found
+        offer, answer = found
+        if not self.staging.holds(offer):
+            self.staging.keep(self._cycle.prepare(offer))
+        return UpdateResult("staged", to_version=offer.version, retry_after_s=answer.retry_after_s)
+
+    @property
+    def _cycle(self) -> Cycle:
+        return Cycle(self.device, self.transport, self.runtime, self.gate)
+
+    def _find(self) -> tuple[Offer, UpdateAnswer] | UpdateResult:
+        """Return what is to be installed, or what came of the round where nothing is."""
         device = self.device
         settle(device)
         self._catch_up()
@@ -59,20 +91,20 @@ class Round:
             return held
         answer = self.ask()
         offer = signed_offer(device, self.transport, answer)
+        self.staging.keep_only(offer)
         if offer is None:
             outcome.withdraw(device)
             return UpdateResult("none", retry_after_s=answer.retry_after_s)
         if device.slots.is_quarantined(offer.manifest_sha256):
             message = f"{offer.version} failed on this device before; it is not installed again"
             return UpdateResult("held", to_version=offer.version, code=E_QUARANTINED, message=message)
-        cycle = Cycle(device, self.transport, self.runtime, self.gate)
         if self._is_rotten and device.is_current(offer.manifest_sha256):
-            return self._mended(cycle, offer, answer)
+            return self._mended(offer, answer)
         require_newer(device, offer)
         if device.machine.state is State.TRIAL:
             outcome.make_way(device)
             self.proving.begin()
-        return self._arrived(cycle.run(offer), answer)
+        return offer, answer
 
     def ask(self) -> UpdateAnswer:
         """Ask the hub; a device whose release has rotted asks as one that has none."""
@@ -104,8 +136,8 @@ class Round:
             "held", code=E_TRIAL, message="a release is on trial", retry_after_s=int(seconds) + 1
         )
 
-    def _mended(self, cycle: Cycle, offer: Offer, answer: UpdateAnswer) -> UpdateResult:
-        cycle.mend(offer)
+    def _mended(self, offer: Offer, answer: UpdateAnswer) -> UpdateResult:
+        self._cycle.mend(offer)
         _log.warning("%s is whole again", offer.version)
         return UpdateResult("none", retry_after_s=answer.retry_after_s)
 

@@ -20,7 +20,7 @@ class UpdateResult:
     """What came of one call of ``update``.
 
     Attributes:
-        kind: ``none`` (nothing offered), ``updated``, ``failed`` or ``held`` (it goes on later).
+        kind: ``none`` (nothing offered), ``staged``, ``updated``, ``failed`` or ``held`` (it goes on later).
         from_version, to_version: what was and what is (or was to be).
         wire_bytes: sent and received during the call.
         seconds: it took.
@@ -29,7 +29,7 @@ class UpdateResult:
         retry_after_s: when the hub wants to be asked again.
     """
 
-    kind: Literal["none", "updated", "failed", "held"]
+    kind: Literal["none", "staged", "updated", "failed", "held"]
     from_version: str | None = None
     to_version: str | None = None
     wire_bytes: int = 0
@@ -63,6 +63,7 @@ class Status:
             of the release at fault if it was one.
         paused: whether scheduled updates wait for a resume.
         damaged: whether files of the current release changed on the disk and wait to be fetched again.
+        staged: the version that waits, in this process, to be committed to.
         next_check: when the agent asks next, RFC 3339.
         queued_events: reports that wait for the hub.
         wire_bytes_total: sent and received, ever.
@@ -86,6 +87,7 @@ class Status:
     wire_bytes_total: int
     paused: bool = False
     damaged: bool = False
+    staged: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON object."""

@@ -72,10 +72,9 @@ class Trial:
         return self._num_bad
 
     @property
-    def answers_well(self) -> bool:
-        """Whether it has answered, and never badly."""
-        with self._lock:
-            return self._num_good > 0 and self._num_bad == 0
+    def has_answered(self) -> bool:
+        """Whether it has answered well."""
+        return self._num_good > 0
 
 
 class Proving:
@@ -140,10 +139,14 @@ class Proving:
         if done or _call("load the previous release", lambda: self._reload(runtime)):
             live.slot, live.can_go_back = slot, False
 
-    def spare_the_try(self) -> None:
-        """Give this start's try back to a release that answers well: its process ends in order."""
+    def spare_the_try(self, *, is_loaded: bool) -> None:
+        """Give this start's try back, durably: the process ends in order, and no answer failed.
+
+        Args:
+            is_loaded: whether a runtime serves the release; else only a good answer shows that it loads.
+        """
         trial, self._trial = self._trial, None
-        if trial is not None and trial.answers_well:
+        if trial is not None and trial.num_bad == 0 and (is_loaded or trial.has_answered):
             with suppress(StorageError):  # then it costs a try
                 slots, tries = self._device.slots, self._device.settings.tries
                 slots.set_tries(min(tries, slots.now.tries_left + 1))
@@ -169,7 +172,7 @@ class Proving:
             raise EngineError("no release is installed")
         # Should it not load, there is none but itself to try again: what served was left for good reason.
         live = None if self._device.live.slot is None else directory
-        staged, _ = load(runtime, directory, live, self._device.settings.swap_mode)
+        staged = load(runtime, directory, live, self._device.settings.swap_mode).handle
         try:
             runtime.self_test(staged)  # a runtime may refuse to swap in what it has not examined
             runtime.swap(staged)

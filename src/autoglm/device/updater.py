@@ -16,8 +16,8 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +39,7 @@ from autoglm.device.runtime import Runtime
 from autoglm.device.scrub import Scrub
 from autoglm.device.settings import Gate, Progress, UpdateSettings
 from autoglm.device.slots import Slots
+from autoglm.device.staging import Staging
 from autoglm.device.states import E_ROLLBACK, Change, Machine, State
 from autoglm.device.status import Status, UpdateResult, make_status
 from autoglm.device.transport import Transport
@@ -155,6 +156,7 @@ class Updater:
             if boot:
                 self._device.live.slot = slots.now.current
             self._proving = Proving(self._device)
+            self._staging = Staging()
             self._scrub = Scrub(self._device)
             self.control = Control(root)
             self._resources = stack.pop_all()
@@ -195,7 +197,7 @@ class Updater:
 
     def status(self) -> Status:
         """Return how things stand; may be called at any time, from any thread."""
-        return make_status(
+        status = make_status(
             self._device.root,
             self._device.slots.now,
             self._device.machine.saved,
@@ -203,6 +205,7 @@ class Updater:
             progress=self._progress_now,
             next_check=self.next_check,
         )
+        return replace(status, staged=self._staging.version)
 
     # -- updating -----------------------------------------------------------------------------------
 
@@ -259,25 +262,120 @@ class Updater:
             self._transport()
             if runtime is not None:
                 self.attach(runtime)
-            started = self.clock.monotonic()
-            wire_before = self.wire_bytes
-            before = self._device.request().current_version
-            result = to_result(self._device, lambda: self._round(environment, gate or _open_gate))
-            self._progress_now = None
-            self._flush_quietly()
-            return replace(
-                result,
-                from_version=before,
-                wire_bytes=self.wire_bytes - wire_before,
-                seconds=self.clock.monotonic() - started,
-            )
+            return self._counted(lambda: self._round(environment, gate).run())
 
-    def _round(self, environment: DeviceEnvironment | None, gate: Gate) -> UpdateResult:
-        parts = (self._device, self._transport(), self._proving, self._runtime, environment, gate)
-        result = Round(*parts).run()
+    def stage(
+        self,
+        runtime: Runtime | None = None,
+        *,
+        environment: DeviceEnvironment | None = None,
+        wait_s: float | None = None,
+    ) -> UpdateResult:
+        """Run a cycle up to the commit: check, download, verify, apply, load beside the live one, self-test.
+
+        What was staged waits for :meth:`commit`, in memory; scheduled updates leave it alone as long as the
+        hub offers it. Where memory holds one model it is loaded by the commit. Staging what is staged already
+        changes nothing.
+
+        Args:
+            runtime, environment: as for :meth:`update`.
+            wait_s: longest wait for an update under way, in seconds; None waits for its end.
+
+        Returns:
+            ``staged``, or as :meth:`update`.
+
+        Raises:
+            ConfigError: no hub was named.
+            ConflictError: nothing runs a model here, or an update is under way.
+        """
+        with self._holding(wait_s):
+            self._transport()
+            if runtime is not None:
+                self.attach(runtime)
+            if self._runtime is None:
+                raise ConflictError("nothing runs a model here: there is nothing to stage beside")
+            return self._counted(lambda: self._round(environment, None).stage())
+
+    def commit(self, *, wait_s: float | None = None) -> UpdateResult:
+        """Make the staged release the current one and swap it in; its trial begins.
+
+        Args:
+            wait_s: as for :meth:`stage`.
+
+        Returns:
+            As :meth:`update`.
+
+        Raises:
+            ConflictError: nothing is staged, or an update is under way.
+        """
+        with self._holding(wait_s):
+            self._staging.require()
+            return self._counted(self._commit)
+
+    def discard(self, *, wait_s: float | None = None) -> bool:
+        """Drop the staged release; return whether there was one. The next update stages it again.
+
+        Args:
+            wait_s: as for :meth:`stage`.
+
+        Raises:
+            ConflictError: an update is under way.
+        """
+        with self._holding(wait_s):
+            return self._staging.drop()
+
+    def _commit(self) -> UpdateResult:
+        arrival = self._staging.commit()
+        self._proving.begin()
+        return UpdateResult("updated", to_version=arrival.manifest.version, pause_s=arrival.pause_s)
+
+    def _counted(self, work: Callable[[], UpdateResult]) -> UpdateResult:
+        """Do a cycle or a part of one; say what it took."""
+        started = self.clock.monotonic()
+        wire_before = self.wire_bytes
+        before = self._device.request().current_version
+        result = to_result(self._device, lambda: self._settled(work()))
+        self._progress_now = None
+        self._flush_quietly()
+        return replace(
+            result,
+            from_version=before,
+            wire_bytes=self.wire_bytes - wire_before,
+            seconds=self.clock.monotonic() - started,
+        )
+
+    def _settled(self, result: UpdateResult) -> UpdateResult:
+        """Let go of the last error where a success has overtaken it."""
         if result.kind in ("none", "updated") and not self._device.slots.rotten:
             self._device.machine.forget_error(also_of_releases=result.kind == "updated")
         return result
+
+    def _round(self, environment: DeviceEnvironment | None, gate: Gate | None) -> Round:
+        return Round(
+            self._device,
+            self._transport(),
+            self._proving,
+            self._staging,
+            self._runtime,
+            environment,
+            gate or _open_gate,
+        )
+
+    @contextmanager
+    def _holding(self, wait_s: float | None) -> Generator[None]:
+        """Have the updater alone for a block.
+
+        Raises:
+            ConflictError: an update is under way, longer than ``wait_s`` seconds.
+        """
+        if not self._busy.acquire(timeout=-1 if wait_s is None else wait_s):
+            raise ConflictError("an update is under way: try again when it has ended")
+        try:
+            if self._closed:
+                raise ConflictError("the updater is closed")
+            yield
+        finally:
+            self._busy.release()
 
     # -- the trial ----------------------------------------------------------------------------------
 
@@ -323,16 +421,26 @@ class Updater:
         return self._proving.seconds_left(self.clock.monotonic())
 
     def rollback(
-        self, runtime: Runtime | None = None, *, reason: str = "rolled back by hand"
+        self,
+        runtime: Runtime | None = None,
+        *,
+        reason: str = "rolled back by hand",
+        wait_s: float | None = None,
     ) -> UpdateResult:
-        """Go back to the previous release and quarantine the current one.
+        """Go back to the previous release and quarantine the current one; what is staged is dropped.
+
+        Args:
+            runtime: what serves now; the one given before when None.
+            reason: what is reported.
+            wait_s: as for :meth:`stage`.
 
         Raises:
             NotFoundError: there is no previous release.
-            ConflictError: the previous release is damaged, or the current one forbids going back to it.
+            ConflictError: the previous release is damaged, the current one forbids going back to it, or an
+                update is under way.
             StorageError: the disk refused.
         """
-        with self._busy:
+        with self._holding(wait_s):
             if runtime is not None:
                 self.attach(runtime)
             slots = self._device.slots
@@ -341,6 +449,7 @@ class Updater:
                 raise NotFoundError("there is no previous release to go back to")
             if previous is None or not slots.may_fall_back():
                 raise ConflictError("the previous release is damaged or no longer allowed")
+            self._staging.drop()
             outcome.withdraw(self._device)
             on_trial = self._device.machine.state is State.TRIAL
             attempt = None if on_trial else outcome.attempt_about(manifest, self._device)
@@ -385,12 +494,15 @@ class Updater:
         """Let go of the directory; may be called twice.
 
         Args:
-            in_order: whether the app ends because it wants to. Then a release on trial that has answered
-                well gets the try of this start back: it was no crash.
+            in_order: whether the app ends because it wants to. Then a release on trial that was loaded (a
+                runtime is attached, or it has answered) and never failed gets the try of this start back,
+                on the disk before this returns: it was no crash.
         """
         with self._busy:
+            if not self._closed:
+                self._staging.drop()
             if in_order and not self._closed:
-                self._proving.spare_the_try()
+                self._proving.spare_the_try(is_loaded=self._runtime is not None)
             self._closed = True
             self._resources.close()
 

@@ -5,6 +5,7 @@ methods.
 """
 
 from autoglm.engine.devices import MemoryPlan, pick_devices, preflight
+from autoglm.engine.embedding import EmbeddingBatch
 from autoglm.engine.engine import Engine
 from autoglm.engine.generation import (
     Completion,
@@ -25,6 +26,7 @@ from autoglm.engine.structure import JsonAnswer, Structure, ToolAnswer
 
 __all__ = [
     "Completion",
+    "EmbeddingBatch",
     "Engine",
     "EngineStats",
     "Event",

@@ -10,7 +10,7 @@ then unloads it first, and requests wait in the meantime.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,8 @@ from autoglm import memory
 from autoglm.errors import ConfigError, OutOfMemoryError
 from autoglm.model.cache import KVCache
 from autoglm.model.config import ModelConfig
-from autoglm.model.network import PhoneModel
+from autoglm.model.kernels import MIN_WEIGHTS, packed_bytes
+from autoglm.model.network import PhoneModel, split_layers
 
 _GIB = 1 << 30
 _LARGE_PARAMETERS = 100_000_000
@@ -63,21 +64,46 @@ def weight_dtype(devices: Sequence[torch.device]) -> torch.dtype:
     return torch.bfloat16 if devices[0].type == "cuda" else torch.float32
 
 
+def min_packed(devices: Sequence[torch.device]) -> int | None:
+    """Return how many weights a matrix needs to stay INT8: the kernel is for CPUs alone; None: none does."""
+    return MIN_WEIGHTS if all(device.type == "cpu" for device in devices) else None
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several devices has to hold, in bytes.
+
+    Attributes:
+        device: its name.
+        needed: its layers' weights and cache, and staging room for them.
+        free: its free memory.
+    """
+
+    device: str
+    needed: int
+    free: int
+
+    def __str__(self) -> str:
+        return f"{self.device} needs {self.needed / _GIB:.2f} of {self.free / _GIB:.2f} GiB"
+
+
 @dataclass(frozen=True)
 class MemoryPlan:
     """What a model needs, in bytes.
 
     Attributes:
-        weights: all parameters in the type they are computed in.
+        weights: all parameters as they are held: INT8, or the type they are computed in.
         cache: keys and values of every slot.
         staging: the next release beside this one, its cache included.
         free: free memory of all devices together.
+        shares: the same by device, where there are several.
     """
 
     weights: int
     cache: int
     staging: int
     free: int
+    shares: tuple[Share, ...] = ()
 
     @property
     def needed_bytes(self) -> int:
@@ -99,6 +125,10 @@ class MemoryPlan:
             raise OutOfMemoryError(
                 f"{name} does not fit: {self}. Give it more devices, or lower max_batch or max_context"
             )
+        if short := [str(share) for share in self.shares if share.needed > share.free]:
+            raise OutOfMemoryError(
+                f"{name} does not fit when its layers are split: {'; '.join(short)}. In all: {self}"
+            )
 
     def __str__(self) -> str:
         parts = (("weights", self.weights), ("KV cache", self.cache), ("staging room", self.staging))
@@ -113,6 +143,7 @@ def count_memory(
     max_batch: int,
     max_context: int,
     staging: bool = True,
+    packed: Collection[str] = (),
 ) -> MemoryPlan:
     """Add up what a model needs.
 
@@ -122,12 +153,38 @@ def count_memory(
         max_batch: sequences at the same time.
         max_context: tokens a sequence, prompt and answer together.
         staging: also count the room of the next release.
+        packed: names of the matrices that stay INT8.
     """
     dtype = weight_dtype(devices)
-    weights = _count_parameters(config) * dtype.itemsize
+    first, *blocks = _weights_by_place(config, dtype, frozenset(packed))
     layers = [torch.device("meta")] * config.num_layers
     cache = KVCache(config, max_batch, max_context, layers, dtype).num_bytes
-    return MemoryPlan(weights, cache, weights + cache if staging else 0, free_bytes(devices))
+    times = 2 if staging else 1
+    needed = dict.fromkeys(devices, 0) | {devices[0]: first * times}
+    for device, weights in zip(split_layers(config.num_layers, devices), blocks, strict=True):
+        needed[device] += (weights + cache // config.num_layers) * times
+    parts = needed.items() if len(needed) > 1 else ()
+    shares = tuple(Share(str(device), size, free_bytes((device,))) for device, size in parts)
+    weights = first + sum(blocks)
+    room = (times - 1) * (weights + cache)
+    return MemoryPlan(weights, cache, room, free_bytes(devices), shares)
+
+
+@functools.lru_cache(maxsize=8)
+def _weights_by_place(config: ModelConfig, dtype: torch.dtype, packed: frozenset[str]) -> tuple[int, ...]:
+    """Return the bytes of what lies on the first device whatever the split, then of each block.
+
+    Remembered, because staging asks again while the model serves.
+    """
+    with torch.device("meta"):
+        parameters = PhoneModel(config).named_parameters()
+    sizes = [0] * (1 + config.num_layers)
+    for name, parameter in parameters:
+        place = int(name.split(".")[1]) + 1 if name.startswith("blocks.") else 0
+        copies = 1 + (name == "table.weight" and config.tie_embeddings)  # one to look up, one to multiply
+        as_int8 = packed_bytes(parameter.shape) * copies if name in packed else 0
+        sizes[place] += as_int8 or parameter.numel() * dtype.itemsize
+    return tuple(sizes)
 
 
 def preflight(
@@ -137,13 +194,15 @@ def preflight(
     max_batch: int,
     max_context: int,
     staging: bool = True,
+    packed: Collection[str] = (),
 ) -> MemoryPlan:
     """Add up what a model needs and refuse before memory runs out; see :func:`count_memory`.
 
     Raises:
         OutOfMemoryError: it does not fit; the message holds the sum.
     """
-    plan = count_memory(config, devices, max_batch=max_batch, max_context=max_context, staging=staging)
+    room = {"max_batch": max_batch, "max_context": max_context}
+    plan = count_memory(config, devices, **room, staging=staging, packed=packed)
     plan.require_room(config.name)
     return plan
 
@@ -157,11 +216,9 @@ def pick_threads(config: ModelConfig) -> int:
     return torch.get_num_threads() if _count_parameters(config) >= _LARGE_PARAMETERS else 1
 
 
-@functools.lru_cache(maxsize=4)
 def _count_parameters(config: ModelConfig) -> int:
-    """Count the real modules' parameters; remembered, because staging asks again while the model serves."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in PhoneModel(config).parameters())
+    """Count the real modules' parameters."""
+    return sum(_weights_by_place(config, torch.int8, frozenset()))
 
 
 def free_bytes(devices: Sequence[torch.device]) -> int:

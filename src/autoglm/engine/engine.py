@@ -14,28 +14,32 @@ engine.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Literal, Self
 
 import torch
 
 from autoglm.engine import sequence as sequences
 from autoglm.engine.aside import run_aside
 from autoglm.engine.devices import MemoryPlan, pick_devices, pick_threads
+from autoglm.engine.embedding import Content, EmbeddingBatch, prepare
 from autoglm.engine.exclusive import Door, Exchange
 from autoglm.engine.generation import Finished, Generation, GenerationRequest
+from autoglm.engine.pace import Pace
 from autoglm.engine.release import Placement, Release, Resident, load_resident, plan_release
 from autoglm.engine.reports import EngineStats, Staged, SwapReport
 from autoglm.engine.scheduler import Limits, Scheduler
 from autoglm.engine.selftest import SelfTestReport, examine, examine_resident
 from autoglm.engine.versions import Versions
+from autoglm.engine.watch import Watch
 from autoglm.engine.worker import Worker
 from autoglm.errors import EngineError, RequestError
 
@@ -44,29 +48,49 @@ _log = logging.getLogger(__name__)
 # Called after each live answer with: version, whether it came out well, how it ended (None when it failed).
 AnswerListener = Callable[[str, bool, Finished | None], None]
 
+InFlight = Literal["pin", "drain"]
+"""What a swap does with the requests under way."""
+DRAIN_S = 120.0
+STEP_S = 300.0
+
 
 class Engine:
     """Serves one active release, and whichever others still have requests in flight.
 
     Every method may be called from every thread, also from an answer listener.
+
+    Attributes:
+        last_swap: what the last swap or rollback did; None before the first.
     """
 
     def __init__(
-        self, resident: Resident, placement: Placement, *, queue: int = 64, threads: int | None = None
+        self,
+        resident: Resident,
+        placement: Placement,
+        *,
+        queue: int = 64,
+        threads: int | None = None,
+        in_flight: InFlight = "pin",
+        drain_s: float = DRAIN_S,
+        step_s: float = STEP_S,
     ) -> None:
         """Start the engine's thread on a loaded release; see :meth:`load` for the usual way."""
         self._placement = placement
-        self._versions = Versions(resident)
+        self._in_flight, self._drain_s = in_flight, drain_s
+        self._versions = Versions(resident, self._bury)
         self._waiting = sequences.WaitingQueue(queue)
         self._scheduler = Scheduler(self._waiting, Limits.of(placement), self._on_end)
         self._num_requests = 0
         self._num_swaps = 0
+        self.last_swap: SwapReport | None = None
         self._counting = threading.Lock()
         self._listeners: list[AnswerListener] = []
         self._announcer = ThreadPoolExecutor(1, thread_name_prefix="autoglm-answers")
+        self._threads, self._is_closed = threads, False
         self._worker = Worker(self._scheduler, threads=threads)
         self._door = Door(queue)
-        self._exchange = Exchange(placement, self._versions, self._door, self._worker.call)
+        self._exchange = Exchange(placement, self._versions, self._door, lambda work: self._worker.call(work))
+        self._watch = Watch(step_s, self._look_at_step)
 
     @classmethod
     def load(
@@ -79,6 +103,9 @@ class Engine:
         max_context: int | None = None,
         cache_tokens: int | None = None,
         queue: int = 64,
+        in_flight: InFlight = "pin",
+        drain_s: float = DRAIN_S,
+        step_s: float = STEP_S,
     ) -> Engine:
         """Verify and load a release directory and start serving it.
 
@@ -90,6 +117,11 @@ class Engine:
             max_context: tokens of prompt and answer together; None: what the model was made for.
             cache_tokens: tokens held for all requests together; None: ``max_batch`` whole contexts.
             queue: requests that may wait for their turn.
+            in_flight: what a swap does with requests under way: ``pin`` lets them finish on their release
+                while new ones begin on the next; ``drain`` lets new ones wait until they have ended.
+            drain_s: longest wait for that, in seconds; those still under way then finish as with ``pin``.
+                Where memory holds one release, a swap always drains, and is put off when this is over.
+            step_s: longest computing of one step, in seconds; one that takes longer counts as hanging.
 
         Raises:
             ConfigError: a device is not there.
@@ -103,7 +135,8 @@ class Engine:
         if plan.needed_bytes > plan.free:
             _log.warning("no room for two releases: an update makes requests wait while it loads; %s", plan)
         threads = threads or pick_threads(resident.release.model.config)
-        return cls(resident, placement, queue=queue, threads=threads)
+        options: dict[str, Any] = {"queue": queue, "threads": threads}
+        return cls(resident, placement, in_flight=in_flight, drain_s=drain_s, step_s=step_s, **options)
 
     # Requests
 
@@ -120,10 +153,34 @@ class Engine:
         """
         with self._door.entering():
             sequence = self._accept(request)
-        with self._counting:
-            self._num_requests += 1
-        self._worker.wake()
+        self._count_in()
         return sequence.generation
+
+    def embed(self, contents: Sequence[Content], *, release: str | None = None) -> EmbeddingBatch:
+        """Prepare embeddings of contents, all by one release; nothing is computed until they are taken.
+
+        Args:
+            contents: at least one, each of one or more parts.
+            release: a loaded version; None takes the active one.
+
+        Raises:
+            RequestError: a content is empty, too long or unusable (``param`` is ``input[i]``), or the release
+                is not loaded.
+            OverloadedError: the engine is shutting down.
+        """
+        with self._door.entering():
+            return prepare(contents, self._versions, release, self._enqueue)
+
+    def turn(self) -> Future[None] | None:
+        """Return None when requests come in at once; else what is done when they may again.
+
+        For callers that must not block a thread in :meth:`submit`, such as a server's event loop. Cancelling
+        it gives the place in the queue up.
+
+        Raises:
+            OverloadedError: too many wait, or the engine is shutting down.
+        """
+        return self._door.turn()
 
     def on_answer(self, listener: AnswerListener) -> None:
         """Call ``listener(version, ok, finished)`` after every live answer, on a thread of its own.
@@ -169,9 +226,12 @@ class Engine:
         return plan_release(Path(release_dir), self._placement)
 
     def stage(
-        self, release_dir: Path | str, *, instead_of: Path | str | None = None, drain_s: float = 120.0
+        self, release_dir: Path | str, *, instead_of: Path | str | None = None, drain_s: float | None = None
     ) -> Staged:
         """Load a release and check all its bytes and values.
+
+        Beside the live one, only the tensors that it changes take memory, and the reading rests while
+        requests run.
 
         Args:
             release_dir: the release.
@@ -179,7 +239,7 @@ class Engine:
                 exclusive: requests under way end, new ones wait, and the live release leaves memory before
                 this one comes. Then :meth:`swap` lets requests go on, or :meth:`discard` loads
                 ``instead_of`` again and lets them go on with that.
-            drain_s: exclusive: longest wait for the requests under way, in seconds.
+            drain_s: exclusive: longest wait for the requests under way, in seconds; the engine's when None.
 
         Raises:
             TrustError: a file differs from the manifest.
@@ -191,9 +251,12 @@ class Engine:
         if instead_of is None and self._door.is_vacant:
             instead_of = directory
         if instead_of is not None:
-            return self._exchange.stage(directory, Path(instead_of), drain_s)
-        beside = self.active
-        resident = run_aside(lambda: load_resident(directory, self._placement, beside=beside), "stage")
+            wait_s = self._drain_s if drain_s is None else drain_s
+            return self._exchange.stage(directory, Path(instead_of), wait_s)
+        beside, pace = self.active, Pace(self._is_busy)
+        resident = run_aside(
+            lambda: load_resident(directory, self._placement, beside=beside, pace=pace), "stage"
+        )
         return Staged(resident.release.version, resident)
 
     def self_test(self, staged: Staged, *, budget_s: float = 60.0) -> SelfTestReport:
@@ -208,9 +271,7 @@ class Engine:
         try:
             # The prompts stop themselves at the budget; only a step that never returns outlasts the double.
             report = run_aside(
-                lambda: examine_resident(
-                    resident, budget_s=budget_s, is_live_busy=lambda: bool(self._scheduler.running)
-                ),
+                lambda: examine_resident(resident, budget_s=budget_s, is_live_busy=self._is_busy),
                 "self-test",
                 timeout_s=2 * budget_s,
             )
@@ -224,21 +285,27 @@ class Engine:
 
         Raises:
             HealthError: it has not passed its self-test.
-            EngineError: it is no longer staged, or the engine is closed.
+            OverloadedError: the engine is closed.
+            EngineError: it is no longer staged, or another swap is under way.
         """
-        resident = staged.held()
+        staged.held()
         staged.require_health()
-        is_exclusive = staged.instead_of is not None
-        place = self._versions.put_in if is_exclusive else self._versions.promote
-        report = self._commit(lambda: place(resident))
-        staged.resident = None
-        return replace(report, pause_s=self._exchange.finish()) if is_exclusive else report
+        if staged.instead_of is not None:
+            report = self._commit(lambda: self._versions.put_in(staged.take()))
+            return replace(report, pause_s=self._exchange.finish())
+        with self._drained() as drained_s:
+            report = self._commit(lambda: self._versions.promote(staged.take()))
+        self.last_swap = replace(report, drained_s=drained_s)
+        return self.last_swap
 
     def rollback(self) -> SwapReport:
         """Let the previous release answer new requests again; the present one goes when it is unused.
 
+        It never drains: what is left is thought to be bad.
+
         Raises:
-            EngineError: no previous release is kept, or the engine is closed.
+            OverloadedError: the engine is closed.
+            EngineError: no previous release is kept.
         """
         return self._commit(self._versions.revert)
 
@@ -266,6 +333,11 @@ class Engine:
         )
 
     # Operation
+
+    @property
+    def trouble(self) -> str | None:
+        """Why a new request would not be answered just now; None when it would."""
+        return self._door.trouble
 
     def stats(self) -> EngineStats:
         """Return the counters."""
@@ -300,9 +372,11 @@ class Engine:
 
         Harmless when repeated.
         """
+        self._is_closed = True
         self._door.close()
         self._waiting.close()
         self._worker.close(grace_s)
+        self._watch.close()
         self._announcer.shutdown(wait=False, cancel_futures=True)
 
     def __enter__(self) -> Self:
@@ -315,6 +389,52 @@ class Engine:
 
     # Inside
 
+    def _look_at_step(self, limit_s: float) -> None:
+        """Go on without a step that hangs: with a new thread, and an empty cache for its release."""
+        stuck, worker = self._scheduler, self._worker
+        if not stuck.timer.give_up_after(limit_s):
+            return
+        resident, commands = stuck.computing, worker.leave()
+        version = "" if resident is None else resident.release.version
+        _log.critical("a step of release %s takes longer than %g s and was given up", version, limit_s)
+        self._scheduler = Scheduler(self._waiting, Limits.of(self._placement), self._on_end)
+        self._scheduler.counters = stuck.counters
+        if resident is not None:
+            fresh = resident.anew()
+            self._versions.exchange(resident, fresh)
+            self._versions.move(resident, fresh, self._waiting.move(resident, fresh))
+        self._worker = Worker(self._scheduler, threads=self._threads)
+        self._worker.take_over(commands)
+        error = EngineError(f"a step of release {version} took longer than {limit_s:g} s and was given up")
+        self._worker.call(lambda: self._scheduler.settle(stuck, resident, error))
+        if self._is_closed:
+            self._worker.close(0.0)
+
+    def _is_busy(self) -> bool:
+        return bool(self._scheduler.running)
+
+    @contextlib.contextmanager
+    def _drained(self) -> Generator[float]:
+        """Where the engine drains: let nobody in for a block, and those under way end before it, as they can.
+
+        Yields:
+            How long that took, in seconds.
+
+        Raises:
+            EngineError: another swap is under way.
+        """
+        if self._in_flight == "pin":
+            yield 0.0
+            return
+        started_s = time.perf_counter()
+        self._door.shut()
+        try:
+            if not self._versions.wait_unused(self._drain_s):
+                _log.warning("requests outlast the %g s of draining: they finish beside", self._drain_s)
+            yield time.perf_counter() - started_s
+        finally:
+            self._door.open()
+
     def _accept(self, request: GenerationRequest) -> sequences.Sequence:
         resident = self._versions.acquire(request.release)
         try:
@@ -326,6 +446,15 @@ class Engine:
             raise
         return sequence
 
+    def _enqueue(self, sequence: sequences.Sequence) -> None:
+        self._waiting.put(sequence)
+        self._count_in()
+
+    def _count_in(self) -> None:
+        with self._counting:
+            self._num_requests += 1
+        self._worker.wake()
+
     def _commit(self, change: Callable[[], None]) -> SwapReport:
         def commit() -> SwapReport:
             started_s = time.perf_counter()
@@ -336,6 +465,7 @@ class Engine:
             return SwapReport(before, self.active_version, pause_s, len(self._scheduler.running))
 
         report: SwapReport = self._worker.call(commit)
+        self.last_swap = report
         _log.info("release %s -> %s in %.3f ms", report.from_version, report.to_version, report.pause_s * 1e3)
         return report
 
@@ -343,11 +473,20 @@ class Engine:
         """Settle a sequence that ended, and tell the listeners when it was an answer."""
         self._versions.let_go(sequence.resident)
         if isinstance(ending, Finished):
-            is_answer, ok, finished = ending.reason != "cancelled", True, ending
+            is_answer, ok, finished = ending.reason != "cancelled" and sequence.is_answer, True, ending
         else:
             is_answer, ok, finished = not isinstance(ending, RequestError), False, None
-        if is_answer and self._listeners and not self._worker.is_closing:
+        if is_answer and self._listeners and not self._is_closed:
             self._announcer.submit(self._announce, sequence.generation.release, ok, finished)
+
+    def _bury(self, resident: Resident) -> None:
+        """Give the memory of a dropped release back on another thread: for a large one, that takes a while.
+
+        One whose step was given up shares its weights with the one that took its place.
+        """
+        if not resident.is_lost:
+            with contextlib.suppress(RuntimeError):  # closed: the memory goes with the engine
+                self._announcer.submit(resident.unload)
 
     def _announce(self, version: str, ok: bool, finished: Finished | None) -> None:
         for listener in tuple(self._listeners):

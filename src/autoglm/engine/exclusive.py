@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator
+from concurrent.futures import Future
 from pathlib import Path
 
 from autoglm.engine.aside import run_aside
@@ -36,10 +37,10 @@ class Door:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._changed = threading.Condition()
-        self._is_shut = self._is_closed = False
+        self._is_shut = self._is_empty = self._is_closed = False
         self._vacancy: Exception | None = None
-        self._num_inside = 0
-        self.num_waiting = 0
+        self._num_inside = self._num_in_threads = 0
+        self._turns: list[Future[None]] = []
 
     @contextlib.contextmanager
     def entering(self) -> Generator[None]:
@@ -59,14 +60,41 @@ class Door:
                 self._num_inside -= 1
                 self._changed.notify_all()
 
-    def _wait(self) -> None:
+    def turn(self) -> Future[None] | None:
+        """Return None when it is open; else a future that is done when it opens or closes for good.
+
+        It counts as one that waits until then, or until it is cancelled.
+
+        Raises:
+            OverloadedError: too many wait, or the engine was closed.
+        """
+        with self._changed:
+            if self._is_closed:
+                raise OverloadedError("the engine is shutting down", retry_after_s=5)
+            if not self._is_shut:
+                return None
+            self._require_place()
+            turn: Future[None] = Future()
+            self._turns.append(turn)
+            return turn
+
+    @property
+    def num_waiting(self) -> int:
+        """How many wait in front of it."""
+        return self._num_in_threads + sum(not turn.done() for turn in self._turns)
+
+    def _require_place(self) -> None:
+        self._turns = [turn for turn in self._turns if not turn.done()]
         if self._is_shut and self.num_waiting >= self._limit:
             raise OverloadedError(f"{self._limit} requests wait already: try again later", retry_after_s=5)
-        self.num_waiting += 1
+
+    def _wait(self) -> None:
+        self._require_place()
+        self._num_in_threads += 1
         try:
             self._changed.wait_for(lambda: not self._is_shut or self._is_closed)
         finally:
-            self.num_waiting -= 1
+            self._num_in_threads -= 1
         if self._is_closed:
             raise OverloadedError("the engine is shutting down", retry_after_s=5)
         if self._vacancy is not None:
@@ -81,25 +109,47 @@ class Door:
         with self._changed:
             if self._is_shut:
                 raise EngineError("another release is just changing places with the live one")
-            self._is_shut, self._vacancy = True, None
+            self._is_shut, self._is_empty, self._vacancy = True, False, None
             self._changed.wait_for(lambda: self._num_inside == 0)
+
+    def note_empty(self) -> None:
+        """Take note that the release behind the shut door leaves memory."""
+        self._is_empty = True
 
     def open(self, vacancy: Exception | None = None) -> None:
         """Let everybody in; or, with the reason why there is no release, tell them that."""
         with self._changed:
-            self._is_shut, self._vacancy = False, vacancy
-            self._changed.notify_all()
+            self._is_shut, self._is_empty, self._vacancy = False, False, vacancy
+            self._let_in()
 
     @property
     def is_vacant(self) -> bool:
         """Whether there is no release behind it."""
         return self._vacancy is not None
 
+    @property
+    def trouble(self) -> str | None:
+        """Why requests are not taken just now; None when they are, if only to wait for those under way."""
+        if self._is_closed:
+            return "the engine is shutting down"
+        if self._is_shut and self._is_empty:
+            return "a release is being loaded in place of the live one"
+        if self._is_shut and self.num_waiting >= self._limit:
+            return f"{self._limit} requests wait already for those under way to end"
+        return None if self._vacancy is None else f"no release is in memory: {self._vacancy}"
+
     def close(self) -> None:
         """Send everybody away for good."""
         with self._changed:
             self._is_closed = True
-            self._changed.notify_all()
+            self._let_in()
+
+    def _let_in(self) -> None:
+        self._changed.notify_all()
+        turns, self._turns = self._turns, []
+        for turn in turns:
+            if turn.set_running_or_notify_cancel():
+                turn.set_result(None)
 
 
 class Exchange:
@@ -140,6 +190,7 @@ class Exchange:
                 raise OverloadedError(f"requests took longer than {drain_s:g} s to end", retry_after_s=60)
             # Counted from here: until now, requests were answered.
             self._since_s = time.perf_counter()
+            self._door.note_empty()
             self._on_engine(self._unload)
         except BaseException:
             self._door.open()

@@ -207,6 +207,13 @@ class Generation:
         """End the request within one step of the engine; harmless when it has ended already."""
         self._cancelled.set()
 
+    async def begun(self) -> None:
+        """Wait until it is sure that the request is being computed; here it is from the beginning.
+
+        Raises:
+            EngineError: it was refused after it was submitted.
+        """
+
     @property
     def is_cancelled(self) -> bool:
         """Whether the caller has cancelled."""

@@ -9,14 +9,15 @@ tokenizer, chat template) comes from one release, because nothing takes them apa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from autoglm.engine.devices import MemoryPlan, count_memory, weight_dtype
+from autoglm.engine.devices import MemoryPlan, count_memory, min_packed, weight_dtype
 from autoglm.engine.encodings import Encodings
+from autoglm.engine.graphs import graphs_for
 from autoglm.engine.heap import mapped_one_by_one
 from autoglm.engine.pages import PagePool
 from autoglm.engine.structure import Grammars
@@ -24,10 +25,12 @@ from autoglm.engine.transcript import Markers
 from autoglm.errors import AutoGLMError, EngineError, FormatError
 from autoglm.model.cache import KVCache
 from autoglm.model.config import MAX_CONFIG_BYTES, ModelConfig
+from autoglm.model.kernels import drop_packed
 from autoglm.model.network import PhoneModel
 from autoglm.model.prompt import Processor
+from autoglm.model.sharing import LoadedWeight, Sharing
 from autoglm.model.tokenizer import Tokenizer
-from autoglm.model.weights import CONFIG_NAME, LoadedModel, load_release
+from autoglm.model.weights import CONFIG_NAME, WEIGHTS_NAME, LoadedModel, load_release, packed_names
 from autoglm.releases import HealthCheck, Manifest
 
 
@@ -43,6 +46,7 @@ class Release:
         processor: conversations, images and sounds to prompts.
         health: its own self-test.
         markers: the tokens that structure an assistant turn.
+        weights: each with the hash of what is stored for it, for the next release to share.
     """
 
     manifest: Manifest
@@ -52,6 +56,7 @@ class Release:
     processor: Processor
     health: HealthCheck
     markers: Markers
+    weights: Mapping[str, LoadedWeight]
 
     @property
     def version(self) -> str:
@@ -64,15 +69,22 @@ class Release:
         return f"fp_{self.manifest_sha256[:16]}"
 
     @classmethod
-    def load(cls, directory: Path, *, devices: Sequence[torch.device]) -> Release:
+    def load(
+        cls, directory: Path, *, devices: Sequence[torch.device], sharing: Sharing | None = None
+    ) -> Release:
         """Read and place a release directory, whose files were verified.
+
+        Args:
+            directory: where it lies.
+            devices: the layers are split over these.
+            sharing: knows weights that are in memory already.
 
         Raises:
             FormatError: a file does not parse, or names tensors that the model does not have.
             EngineError: the weights are not finite, or memory is short.
         """
         manifest = Manifest.read(directory)
-        loaded = _load(directory, devices)
+        loaded = _load(directory, devices, sharing)
         loaded.model.eval().requires_grad_(False)
         return cls(
             manifest=manifest,
@@ -82,31 +94,14 @@ class Release:
             processor=loaded.processor,
             health=loaded.health,
             markers=Markers.of(loaded.tokenizer),
+            weights=loaded.weights,
         )
 
-    def share_unchanged(self, other: Release) -> int:
-        """Let tensors that equal ``other``'s be the same memory; return the bytes this gave back.
 
-        Weights are never written after loading, so sharing is safe; a release that changes little then
-        costs little beside the one it replaces.
-        """
-        theirs = dict(other.model.named_parameters())
-        saved = 0
-        for name, mine in self.model.named_parameters():
-            same = theirs.get(name)
-            if same is not None and _identical(mine, same):
-                mine.data = same.data
-                saved += mine.nbytes
-        return saved
-
-
-def _identical(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
-
-
-def _load(directory: Path, devices: Sequence[torch.device]) -> LoadedModel:
+def _load(directory: Path, devices: Sequence[torch.device], sharing: Sharing | None) -> LoadedModel:
     try:
-        return load_release(directory, devices=devices, dtype=weight_dtype(devices))
+        dtype, least = weight_dtype(devices), min_packed(devices)
+        return load_release(directory, devices=devices, dtype=dtype, sharing=sharing, min_packed=least)
     except AutoGLMError:
         raise
     except (RuntimeError, MemoryError) as error:  # torch reports both bad data and short memory like this
@@ -139,14 +134,20 @@ class Placement:
 
 
 def load_resident(
-    directory: Path, placement: Placement, *, beside: Release | None = None, check_room: bool = True
+    directory: Path,
+    placement: Placement,
+    *,
+    beside: Release | None = None,
+    pace: Callable[[], None] | None = None,
+    check_room: bool = True,
 ) -> Resident:
     """Verify, count memory for, load and give a cache to the release in ``directory``.
 
     Args:
         directory: holds ``manifest.json`` and the files that it lists.
         placement: where to and with how much room.
-        beside: the running release, whose unchanged tensors are shared.
+        beside: the running release, whose weights are shared where the same is stored.
+        pace: called between two pieces of reading; rests where that spares the running release.
         check_room: refuse what does not fit; without, it is tried all the same.
 
     Raises:
@@ -158,9 +159,9 @@ def load_resident(
     if check_room:
         plan_release(directory, placement).require_room(directory.name)
     with mapped_one_by_one():
-        release = Release.load(directory, devices=placement.devices)
-        if beside is not None:
-            release.share_unchanged(beside)
+        known = None if beside is None else beside.weights
+        sharing = Sharing(known) if pace is None else Sharing(known, pace)
+        release = Release.load(directory, devices=placement.devices, sharing=sharing)
         num_slots, max_context = placement.room(_read_config(directory))
         return Resident(release, num_slots=num_slots, max_context=max_context)
 
@@ -179,7 +180,8 @@ def plan_release(directory: Path, placement: Placement, *, staging: bool = False
     config = _read_config(directory)
     num_slots, max_context = placement.room(config)
     room = {"max_batch": num_slots, "max_context": max_context}
-    return count_memory(config, placement.devices, **room, staging=staging)
+    packed = packed_names(directory / WEIGHTS_NAME, config, min_packed(placement.devices))
+    return count_memory(config, placement.devices, **room, staging=staging, packed=packed)
 
 
 def _read_config(directory: Path) -> ModelConfig:
@@ -200,11 +202,13 @@ class Resident:
         release: what runs.
         max_context: tokens of prompt and answer together.
         cache: keys and values of ``num_slots`` contexts.
+        graphs: decodes by captured CUDA graphs; None where there are none.
         pages: which sequence owns which of them.
         encodings: embedded media.
         grammars: makes constraints for its tokenizer; safe to use from every thread.
         key_seed: what the keys of this release's pages begin with.
         num_users: requests that began on this release and have not ended.
+        is_lost: whether a step that was given up may still write to the cache.
     """
 
     def __init__(self, release: Release, *, num_slots: int, max_context: int) -> None:
@@ -212,22 +216,30 @@ class Resident:
         self.max_context = max_context
         self.cache: KVCache = release.model.new_cache(num_slots, self.max_context)
         per_slot = self.cache.pages_per_slot
+        self.graphs = graphs_for(release.model, self.cache)
         self.pages = PagePool(num_slots, per_slot, self.cache.copy_page, self.cache.wipe_page)
         self.encodings = Encodings()
         self.grammars = Grammars(release.tokenizer)
         self.key_seed = release.fingerprint.encode()
         self.num_users = 0
+        self.is_lost = False
 
     def pages_for(self, num_tokens: int) -> int:
         """Return how many pages hold this many tokens."""
         return -(-num_tokens // self.cache.page)
+
+    def anew(self) -> Resident:
+        """Return the same release with an empty cache of its own."""
+        return Resident(self.release, num_slots=self.cache.num_slots, max_context=self.max_context)
 
     def unload(self) -> None:
         """Give the memory of weights and cache back, whoever else still holds this object.
 
         A thread that still computes on it, such as an abandoned self-test, breaks off with an error.
         """
+        self.graphs = None
         self.cache.drop()
         self.encodings = Encodings()
+        drop_packed(self.release.model)
         for tensor in (*self.release.model.parameters(), *self.release.model.buffers()):
             tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)

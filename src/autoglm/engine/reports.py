@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoglm.engine.figures import Histogram
@@ -26,6 +27,18 @@ class Staged:
     resident: Resident | None
     report: SelfTestReport | None = None
     instead_of: Path | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def take(self) -> Resident:
+        """Return the release and let go of it: of several callers, one gets it.
+
+        Raises:
+            EngineError: it was swapped in or discarded already.
+        """
+        with self._lock:
+            resident = self.held()
+            self.resident = None
+            return resident
 
     def held(self) -> Resident:
         """Return the release.
@@ -59,12 +72,14 @@ class SwapReport:
         pause_s: how long the engine's thread was busy with it, between two steps; in an exclusive swap, how
             long no release was there to answer.
         in_flight: requests that finish on the release they began with.
+        drained_s: how long new requests waited for those under way to end, where the swap drains.
     """
 
     from_version: str
     to_version: str
     pause_s: float
     in_flight: int
+    drained_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from autoglm.engine.generation import Finished
 from autoglm.engine.release import Placement, Resident
 from autoglm.engine.sampling import Choice, all_finite
 from autoglm.engine.sequence import Sequence, WaitingQueue
+from autoglm.engine.watch import StepTimer
 from autoglm.errors import EngineError
 
 
@@ -78,6 +79,8 @@ class Scheduler:
         self.waiting = waiting
         self.running: list[Sequence] = []
         self.counters = Counters()
+        self.timer = StepTimer()
+        self.computing: Resident | None = None
         self._limits = limits
         self._on_end = on_end
 
@@ -90,7 +93,11 @@ class Scheduler:
         """Advance every running sequence by one token and let waiting ones in."""
         self._drop_cancelled()
         for batch in self.schedule():
+            self.computing = batch.resident
+            self.timer.begin()
             outcomes = self.run(batch)
+            if not self.timer.end():
+                return
             self.postprocess(batch, outcomes)
         self.counters.steps += 1
 
@@ -119,6 +126,9 @@ class Scheduler:
     def _admit(self) -> Sequence | None:
         """Let the first waiting sequence in, with the pages that are in the cache already."""
         if len(self.running) >= self._limits.max_batch or (sequence := self.waiting.take()) is None:
+            return None
+        if sequence.resident.is_lost:  # it came just when the step was given up
+            self.fail(sequence, EngineError("the release was set up anew meanwhile: ask again"))
             return None
         pool, keys = sequence.resident.pages, sequence.reusable_keys
         keys = keys[: pool.find(keys)]
@@ -173,9 +183,10 @@ class Scheduler:
                 self._hand_out(sequence, outcome)
 
     def _hand_out(self, sequence: Sequence, choice: Choice) -> None:
-        self.counters.generated_tokens += 1
-        seconds, is_first = sequence.since_last_token()
-        (self.counters.first_token if is_first else self.counters.next_token).add(seconds)
+        if sequence.is_answer:
+            self.counters.generated_tokens += 1
+            seconds, is_first = sequence.since_last_token()
+            (self.counters.first_token if is_first else self.counters.next_token).add(seconds)
         try:
             events = sequence.append(choice)
         except EngineError as error:  # the form of the answer cannot be followed any further
@@ -197,6 +208,17 @@ class Scheduler:
             self.fail(sequence, error)
         for sequence in list(self.running):
             self.fail(sequence, error)
+
+    def settle(self, stuck: Scheduler, lost: Resident | None, error: EngineError) -> None:
+        """Fail what ran on a scheduler whose step was given up; the cache of the ``lost`` release is gone."""
+        for sequence in list(stuck.running):
+            if sequence.resident is lost:
+                sequence.table = None
+            elif sequence.table is not None:
+                sequence.leave()
+            self.counters.failed += 1
+            self._on_end(sequence, error)
+            sequence.generation.deliver(error)
 
     def _drop_cancelled(self) -> None:
         cancelled = [sequence for sequence in self.running if sequence.generation.is_cancelled]
@@ -244,10 +266,13 @@ def _decode(batch: Batch) -> Tensor:
 
 def _advance(resident: Resident, sequences: tuple[Sequence, ...]) -> Tensor:
     """Run one decode step; return the logits (B, V)."""
-    model = resident.release.model
+    model, graphs = resident.release.model, resident.graphs
+    tables, lengths = [s.table for s in sequences if s.table is not None], [s.num_tokens for s in sequences]
+    if graphs is not None and graphs.fits(lengths):
+        tokens, places = [s.token_ids[-1] for s in sequences], [s.position for s in sequences]
+        return graphs.step(tokens, places, tables, lengths).clone()
     ids, positions = torch.tensor([(s.token_ids[-1], s.position) for s in sequences]).T.contiguous()  # (B,)
-    tables = [s.table for s in sequences if s.table is not None]
-    rows = resident.cache.rows(tables, [s.num_tokens for s in sequences])
+    rows = resident.cache.rows(tables, lengths)
     return model.logits(model.decode(ids, positions, resident.cache, rows))
 
 
@@ -260,7 +285,7 @@ def _choose(sequences: tuple[Sequence, ...], logits: Tensor) -> list[Outcome]:
         if not finite[row]:
             version = sequence.resident.release.version
             outcomes.append(EngineError(f"release {version} computed values that are not finite"))
-        elif sequence.sampler.sampling.is_plain and sequence.constraint is None:
+        elif sequence.is_settled_by(likeliest[row]):
             outcomes.append(sequence.sampler.accept(likeliest[row]))
         else:
             outcomes.append(_choose_one(sequence, logits[row]))

@@ -16,7 +16,7 @@ from autoglm.engine.sampling import Choice, Sampler
 from autoglm.engine.transcript import Transcript
 from autoglm.errors import EngineError, OverloadedError, RequestError
 from autoglm.model.pages import PageTable
-from autoglm.model.prompt import Prompt
+from autoglm.model.prompt import SHORTEN, Prompt
 
 # A piece of a prompt has at least this many tokens: fewer rows go through other matrix products.
 MIN_PIECE = 4
@@ -36,7 +36,10 @@ class Sequence:
         token_ids: the tokens generated so far, markers included.
         page_keys: the key of each full page of the prompt.
         reason: how it ended; None while it runs.
+        is_answer: whether it ends in an answer, by which a release on trial is judged.
     """
+
+    is_answer = True
 
     def __init__(self, request: GenerationRequest, resident: Resident) -> None:
         release = resident.release
@@ -46,7 +49,7 @@ class Sequence:
         if room < 1:
             raise RequestError(
                 f"the prompt has {self.num_prompt_tokens} tokens, but prompt and answer together may have "
-                f"{resident.max_context}: shorten the conversation",
+                f"{resident.max_context}: {SHORTEN}",
                 param="messages",
             )
         self.resident = resident
@@ -177,22 +180,27 @@ class Sequence:
     def allowed(self, vocab_size: int) -> Tensor | None:
         """Return which tokens may come next, (vocab_size,) bool; None: all.
 
-        Where the answer must have a form, a thought may not end the turn, and is followed by an answer.
+        A thought may not end the turn: an answer follows. Where that must have a form, a marker opens it.
 
         Raises:
             RequestError: the form is too complex to follow.
         """
+        if self._transcript.kind == "thought":
+            mask = torch.ones(vocab_size, dtype=torch.bool)
+            mask[list(self._markers.ends)] = False
+            return mask
         if self.constraint is None:
             return None
-        if self._transcript.kind == "answer" and (self.token_ids or [-1])[-1] != self._markers.end_think:
+        if (self.token_ids or [-1])[-1] != self._markers.end_think:
             return self.constraint.allowed(vocab_size)
-        mask = torch.ones(vocab_size, dtype=torch.bool)
-        if self._transcript.kind == "answer":
-            mask[:] = False
-            mask[self._markers.answer] = True
-        else:
-            mask[list(self._markers.ends)] = False
+        mask = torch.zeros(vocab_size, dtype=torch.bool)
+        mask[self._markers.answer] = True
         return mask
+
+    def is_settled_by(self, token_id: int) -> bool:
+        """Tell whether the likeliest token is the one to take: nothing is drawn, and nothing forbids it."""
+        is_free = self._transcript.kind == "answer" or token_id not in self._markers.ends
+        return is_free and self.constraint is None and self.sampler.sampling.is_plain
 
     def end(self, reason: Reason) -> Finished:
         """End it; return its last event."""
@@ -252,6 +260,14 @@ class WaitingQueue:
         """Add a sequence that had its turn already at the front, whatever the limit."""
         with self._lock:
             self._waiting.appendleft(sequence)
+
+    def move(self, old: Resident, new: Resident) -> int:
+        """Let those that wait for ``old`` run on ``new``, the same release; return how many they are."""
+        with self._lock:
+            moved = [sequence for sequence in self._waiting if sequence.resident is old]
+            for sequence in moved:
+                sequence.resident = new
+            return len(moved)
 
     def take_cancelled(self) -> list[Sequence]:
         """Remove and return the sequences whose callers gave up."""

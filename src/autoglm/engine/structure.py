@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autoglm.engine.closing import closed
 from autoglm.errors import RequestError
 from autoglm.model.tokenizer import Tokenizer
 from autoglm.model.tools import CALL_BEGIN, CALL_END, Tool, call_opening
@@ -104,12 +105,23 @@ Structure = JsonAnswer | ToolAnswer
 
 def _dump(schema: object, param: str) -> str:
     try:
-        text = json.dumps(schema)
+        text = json.dumps(closed(schema))
     except (TypeError, ValueError, RecursionError) as error:
         raise RequestError(f"the schema is no JSON: {error}", param=param) from error
     if len(text) > MAX_GRAMMAR_CHARS:
         raise RequestError(f"the schema has more than {MAX_GRAMMAR_CHARS} characters", param=param)
     return text
+
+
+def _reason(said: str) -> str:
+    """Return llguidance's message as one clause that speaks of the schema only."""
+    text = said.strip().partition("failed to compile JSON schema: ")[2] or said.strip()
+    if text.startswith("regex parse error"):  # the pattern, a mark below it, and then what is wrong
+        wrong = text.partition("\nerror: ")[2].partition("\n")[0]
+        return f"a pattern is no regular expression that is known here: {wrong or 'it cannot be read'}"[:200]
+    if "NoExtensionBias" in text:
+        return "nothing can be written by it, as by a $ref that leads back to itself"
+    return (text.splitlines() or ["it is too complex"])[0][:200]
 
 
 class Grammars:
@@ -128,7 +140,7 @@ class Grammars:
         """
         matcher = llguidance.LLMatcher(self._vocabulary(), structure.grammar(), log_level=0, limits=_LIMITS)
         if matcher.is_error():
-            reason = matcher.get_error().strip().splitlines()[0][:200]
+            reason = _reason(matcher.get_error())
             raise RequestError(f"the schema cannot be used: {reason}", param=structure.param)
         return Constraint(matcher, structure.param)
 
@@ -192,6 +204,5 @@ class Constraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise RequestError(
-                f"the schema is too complex: {self._matcher.get_error()[:200]}", param=self._param
-            )
+            reason = _reason(self._matcher.get_error())
+            raise RequestError(f"the schema cannot be followed: {reason}", param=self._param)

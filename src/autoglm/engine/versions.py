@@ -7,6 +7,7 @@ active, not the previous one kept for rollback, no request in flight), and never
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from autoglm.engine.release import Resident
 from autoglm.errors import EngineError, RequestError
@@ -15,11 +16,13 @@ from autoglm.errors import EngineError, RequestError
 class Versions:
     """The table of resident releases; safe to use from every thread."""
 
-    def __init__(self, active: Resident) -> None:
+    def __init__(self, active: Resident, bury: Callable[[Resident], object] = lambda resident: None) -> None:
+        """Begin with one release; ``bury`` is called with each that was dropped, and must not block."""
         self._lock = threading.Condition()
         self._active = active
         self._previous: Resident | None = None
         self._retiring: list[Resident] = []
+        self._bury = bury
 
     @property
     def active(self) -> Resident:
@@ -52,6 +55,11 @@ class Versions:
             resident = self._find(version)
             resident.num_users += 1
             return resident
+
+    def hold(self, resident: Resident) -> None:
+        """Take one more hold on a release that the caller holds already."""
+        with self._lock:
+            resident.num_users += 1
 
     def let_go(self, resident: Resident) -> None:
         """End one request's hold; the last one of a retiring release drops it."""
@@ -89,6 +97,22 @@ class Versions:
             self._retire(self._active)
             self._active, self._previous = self._previous, None
 
+    def exchange(self, old: Resident, new: Resident) -> None:
+        """Let ``new`` stand wherever ``old`` does; requests that hold ``old`` still give it back."""
+        with self._lock:
+            self._active = new if self._active is old else self._active
+            self._previous = new if self._previous is old else self._previous
+            old.is_lost = True
+            self._retiring.append(old)
+            self._collect()
+
+    def move(self, old: Resident, new: Resident, num_users: int) -> None:
+        """Note that so many requests went from ``old`` to ``new``."""
+        with self._lock:
+            old.num_users -= num_users
+            new.num_users += num_users
+            self._collect()
+
     def drop_previous(self) -> None:
         """Stop keeping the previous release."""
         with self._lock:
@@ -116,4 +140,7 @@ class Versions:
             self._collect()
 
     def _collect(self) -> None:
+        unused = [resident for resident in self._retiring if resident.num_users == 0]
         self._retiring = [resident for resident in self._retiring if resident.num_users > 0]
+        for resident in unused:
+            self._bury(resident)

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 
 from autoglm.engine.scheduler import Scheduler
-from autoglm.errors import EngineError
+from autoglm.errors import EngineError, OverloadedError
 
 _log = logging.getLogger(__name__)
+
+_LOOK_S = 0.5
 
 
 class Worker:
@@ -44,7 +46,7 @@ class Worker:
         """Run ``command`` on the worker's thread between two steps and return its result.
 
         Raises:
-            EngineError: the worker is closed.
+            OverloadedError: the worker is closed.
             Exception: whatever ``command`` raises.
         """
         if threading.current_thread() is self._thread:
@@ -52,7 +54,7 @@ class Worker:
         future: Future[Any] = Future()
         with self._changed:
             if self.is_closing:
-                raise EngineError("the engine is closed")
+                raise OverloadedError("the engine is closed", retry_after_s=5)
             self._commands.append((command, future))
             self._changed.notify()
         return future.result()
@@ -65,7 +67,22 @@ class Worker:
             self.is_closing = True
             self._changed.notify()
         if threading.current_thread() is not self._thread:
-            self._thread.join()
+            while self._thread.is_alive() and not self._scheduler.timer.is_given_up:
+                self._thread.join(_LOOK_S)
+
+    def leave(self) -> list[tuple[Callable[[], Any], Future[Any]]]:
+        """Take the commands that wait from a worker whose step was given up; it obeys no more."""
+        with self._changed:
+            self.is_closing = True
+            commands = list(self._commands)
+            self._commands.clear()
+        return commands
+
+    def take_over(self, commands: list[tuple[Callable[[], Any], Future[Any]]]) -> None:
+        """Obey these commands before all others."""
+        with self._changed:
+            self._commands.extendleft(reversed(commands))
+            self._changed.notify()
 
     def _serve(self) -> None:
         if self._threads is not None:
@@ -74,6 +91,8 @@ class Worker:
             while self._wait_for_work():
                 self._obey()
                 self._step()
+                if self._scheduler.timer.is_given_up:
+                    return
             self._scheduler.fail_all(EngineError("the engine was closed before the answer was complete"))
             self._obey()
 

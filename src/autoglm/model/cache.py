@@ -14,6 +14,8 @@ from autoglm.model import topk
 from autoglm.model.config import ModelConfig
 from autoglm.model.pages import PageTable, Rows
 
+_FEW = 2  # so many rows are written one by one in less time than one advanced index takes
+
 
 class KVCache:
     """Keys and values of every layer in pages; ``num_slots`` whole contexts of them.
@@ -76,9 +78,14 @@ class KVCache:
 
     def append(self, layer: int, rows: Rows, k: Tensor, v: Tensor) -> None:
         """Store one token's k and v (B, G, D) as the newest of each row."""
-        slots, tokens = rows.places(k.device)
-        self.keys[layer][slots, :, tokens] = k
-        self.values[layer][slots, :, tokens] = v
+        if len(rows) <= _FEW:
+            for row, (slot, page, offset) in enumerate(rows.newest):
+                self.keys[layer][slot, :, page * self.page + offset] = k[row]
+                self.values[layer][slot, :, page * self.page + offset] = v[row]
+        else:
+            slots, tokens = rows.places(k.device)
+            self.keys[layer][slots, :, tokens] = k
+            self.values[layer][slots, :, tokens] = v
         topk.update_bounds(self.bounds[layer], k, rows)
 
     def copy_page(self, source: int, target: int) -> None:

@@ -243,6 +243,20 @@ NANO = ModelConfig(
     audio=AudioConfig(64, 128, 5, batch_norm=True, min_tokens=60, max_tokens=300),
     topk=NANO_TOPK,
 )
+# The next small pair: it spells labels, and sees a screen at 288 x 576 in 162 tokens, 72 bins an axis.
+TEACHER_NANO = dataclasses.replace(
+    NANO,
+    name="autoglm-phone-teacher-nano",
+    vocab_size=3072,
+    width=256,
+    num_heads=8,
+    ffn_width=1024,
+    max_context=2048,
+    image=ImageConfig("stem", 32, (64, 96, 160), 288, 576, 162, bins=72, x_token=64, y_token=136),
+)
+STUDENT_NANO = dataclasses.replace(
+    TEACHER_NANO, name="autoglm-phone-nano", width=192, num_heads=6, ffn_width=512
+)
 _9B = ModelConfig(
     name="autoglm-phone-9b",
     vocab_size=151552,
@@ -271,6 +285,8 @@ def _pruned(**sizes: Any) -> ModelConfig:
 CONFIGS: Mapping[str, ModelConfig] = MappingProxyType(
     {
         "nano": NANO,
+        "teacher-nano": TEACHER_NANO,
+        "student-nano": STUDENT_NANO,
         "9b": _9B,
         "9b-int8": _9B,
         "9b-int4": _9B,

@@ -30,7 +30,7 @@ class StemEmbedder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Embed (B, H, W, 3) uint8 into (B, H/32 * W/32, width)."""
         dtype = next(self.parameters()).dtype
-        pixels = images.permute(0, 3, 1, 2).to(dtype) / 127.5 - 1
+        pixels = images.permute(0, 3, 1, 2).to(dtype).div_(127.5).sub_(1)
         return self.layers(pixels.contiguous(memory_format=torch.channels_last)).flatten(2).transpose(1, 2)
 
 

@@ -11,7 +11,6 @@ stays incremental. The network knows no tokenizer, no files and no sampling.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -24,7 +23,8 @@ from autoglm.model import topk
 from autoglm.model.cache import KVCache
 from autoglm.model.config import ModelConfig
 from autoglm.model.embedders import AudioEmbedder, CoordinatePlaces, image_embedder
-from autoglm.model.layers import MASKED, Block, RmsNorm, rotary_tables
+from autoglm.model.kernels import PackedTable
+from autoglm.model.layers import MASKED, Block, RmsNorm, rotary_tables, token_turns
 from autoglm.model.pages import PageTable, Rows
 from autoglm.model.prefill import gated_prefill, span_limits
 from autoglm.model.prompt import Prompt
@@ -56,6 +56,11 @@ def _empty_table(num_rows: int, width: int) -> nn.Embedding:
     return nn.Embedding.from_pretrained(torch.empty(num_rows, width), freeze=False)
 
 
+def split_layers(num_layers: int, devices: Sequence[torch.device]) -> list[torch.device]:
+    """Return the device of each layer: contiguous groups, as equal as can be."""
+    return [devices[i * len(devices) // num_layers] for i in range(num_layers)]
+
+
 class PhoneModel(nn.Module):
     """The multimodal GLM of this project at the sizes of one configuration."""
 
@@ -64,7 +69,7 @@ class PhoneModel(nn.Module):
         width = config.width
         self.config = config
         self.embed_scale = width**0.5 if config.tie_embeddings else 1.0
-        self.table = _empty_table(config.vocab_size, width)
+        self.table: nn.Embedding = _empty_table(config.vocab_size, width)
         self.image = image_embedder(config)
         self.places = CoordinatePlaces(config.image, width) if config.image.bins else None
         self.audio = AudioEmbedder(config.audio, width, config.norm_eps)
@@ -85,7 +90,12 @@ class PhoneModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where embeddings are, and where hidden states return to for :meth:`logits`."""
-        return self.table.weight.device
+        return self.modality.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of hidden states, keys and values."""
+        return self.modality.weight.dtype
 
     def place(self, devices: Sequence[torch.device | str]) -> PhoneModel:
         """Split the layers over ``devices`` in contiguous groups; embeddings and the head go to the first.
@@ -97,8 +107,7 @@ class PhoneModel(nn.Module):
         if not chosen:
             raise EngineError("no device was given to place the model on")
         self.to(chosen[0])
-        count = self.config.num_layers
-        self.layer_devices = [chosen[i * len(chosen) // count] for i in range(count)]
+        self.layer_devices = split_layers(self.config.num_layers, chosen)
         for block, device in zip(self.layers, self.layer_devices, strict=True):
             block.to(device)
         return self
@@ -106,7 +115,7 @@ class PhoneModel(nn.Module):
     def new_cache(self, num_slots: int, max_context: int) -> KVCache:
         """Allocate pages for ``num_slots`` sequences of up to ``max_context`` tokens."""
         devices = self.layer_devices or [self.device] * self.config.num_layers
-        return KVCache(self.config, num_slots, max_context, devices, self.table.weight.dtype)
+        return KVCache(self.config, num_slots, max_context, devices, self.dtype)
 
     # Embedding
 
@@ -116,17 +125,18 @@ class PhoneModel(nn.Module):
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Embed (B, H, W, 3) uint8 into (B, patches, width)."""
-        return self.place_images(self.image(images).to(self.table.weight.dtype))
+        return self.place_images(self.image(images).to(self.dtype))
 
     def place_images(self, tokens: Tensor) -> Tensor:
         """Add what marks the place and the modality to embedded patches (B, patches, width)."""
         if self.places is not None:
-            tokens = tokens + self.places(self.table.weight * self.embed_scale)
+            rows = self.table.whole() if isinstance(self.table, PackedTable) else self.table.weight
+            tokens = tokens + self.places(rows * self.embed_scale)
         return tokens + self.modality.weight[IMAGE]
 
     def embed_audio(self, mels: Tensor) -> Tensor:
         """Embed log-mel frames (B, F, mels) into (B, F / 4, width)."""
-        return self.audio(mels).to(self.table.weight.dtype) + self.modality.weight[AUDIO]
+        return self.audio(mels).to(self.dtype) + self.modality.weight[AUDIO]
 
     def embed_span(self, prompt: Prompt, span: int) -> Tensor:
         """Embed the image or clip of one media span, (places, width).
@@ -208,6 +218,7 @@ class PhoneModel(nn.Module):
         start: int = 0,
         stop: int | None = None,
         media: Callable[[Prompt, int], Tensor] | None = None,
+        whole: bool = False,
     ) -> Tensor:
         """Run the tokens ``start`` to ``stop`` of a prompt whose earlier tokens are in the cache already.
 
@@ -221,9 +232,10 @@ class PhoneModel(nn.Module):
             start: the first token.
             stop: past the last token; None: the prompt's end.
             media: as for :meth:`embed`.
+            whole: return the states of all these tokens.
 
         Returns:
-            The last token's hidden state (width,).
+            The last token's hidden state (width,); with ``whole`` all of them (T, width).
 
         Raises:
             RequestError: the tokens do not fit into the pages.
@@ -232,7 +244,7 @@ class PhoneModel(nn.Module):
         if not start < stop <= len(table) * cache.page:
             raise RequestError(f"the prompt has {stop} tokens; its pages hold {len(table) * cache.page}")
         x = self.embed(prompt, start, stop, media)[None]
-        gate = dataclasses.asdict(self.config.topk)
+        gate = vars(self.config.topk)
         tables = rotary_tables(prompt.positions[start:stop], self.config)
         limits = span_limits(prompt.spans[start:stop], start)
         for i, (block, device) in enumerate(zip(self.layers, cache.devices, strict=True)):
@@ -242,7 +254,7 @@ class PhoneModel(nn.Module):
             bounds = table.read(cache.bounds[i], 1, 0, -(-stop // cache.page))
             attended = gated_prefill(q[0], keys, values, bounds, limits.to(device), **gate)
             x = block.finish(x, attended[None])
-        return self.norm(x[0, -1].to(self.device))
+        return self.norm((x[0] if whole else x[0, -1]).to(self.device))
 
     def decode(self, token_ids: Tensor, positions: Tensor, cache: KVCache, rows: Rows) -> Tensor:
         """Run one token for each of B sequences, each at its own length.
@@ -256,20 +268,23 @@ class PhoneModel(nn.Module):
         Returns:
             (B, width).
         """
-        x = self.embed_tokens(token_ids.to(self.device))[:, None]  # (B, 1, width)
-        places = positions[:, None, None].expand(-1, 1, 3)
-        tables = [table[:, None] for table in rotary_tables(places, self.config)]
-        gate = dataclasses.asdict(self.config.topk)
+        x = self.embed_tokens(token_ids.to(self.device))  # (B, width)
+        turns = {x.device: [turn.to(x) for turn in token_turns(positions, self.config)]}
+        gate = vars(self.config.topk)
         for i, (block, device) in enumerate(zip(self.layers, cache.devices, strict=True)):
-            x = x.to(device)
-            q, k, v = block.project(x, *(table.to(x) for table in tables))
-            cache.append(i, rows, k[:, :, 0], v[:, :, 0])
-            held = (cache.keys[i], cache.values[i], cache.bounds[i])
-            attended = topk.gated_decode(q[:, :, 0], *held, rows, **gate)
-            x = block.finish(x, attended[:, :, None])
-        return self.norm(x[:, 0].to(self.device))
+            if x.device != device:
+                x = x.to(device)
+                turns.setdefault(device, [turn.to(x) for turn in turns[self.device]])
+            q, k, v = block.project_token(x, *turns[device])
+            cache.append(i, rows, k, v)
+            attended = topk.gated_decode(q, cache.keys[i], cache.values[i], cache.bounds[i], rows, **gate)
+            x = block.finish_token(x, attended)
+        return self.norm(x.to(self.device))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the scores (..., V) of the next token from hidden states (..., width)."""
-        weight = self.table.weight if self.head is None else self.head.weight
-        return F.linear(hidden, weight)
+        if self.head is not None:
+            return self.head(hidden)
+        if isinstance(self.table, PackedTable):
+            return self.table.score(hidden)
+        return F.linear(hidden, self.table.weight)

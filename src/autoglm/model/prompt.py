@@ -28,6 +28,7 @@ from autoglm.releases import HealthPrompt
 
 MAX_MESSAGES = 1000
 MAX_TEXT_CHARS = 1_000_000
+SHORTEN = "shorten the conversation"  # how refusals of what is too long end
 _MAX_TOKEN_CHARS = 64  # no token stands for more, so a longer text needs not be taken apart to be refused
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 _ANSWER_TAG = re.compile(r"</?answer>")
@@ -43,9 +44,15 @@ class TextPart:
 
 @dataclass(frozen=True)
 class ImagePart:
-    """A picture: decoded, or the bytes of a file."""
+    """A picture: decoded, or the bytes of a file.
+
+    Attributes:
+        image: the picture.
+        file: of a decoded one, the bytes that it was decoded from, if they are still there.
+    """
 
     image: Image.Image | bytes
+    file: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +161,7 @@ class PromptBuilder:
         if self.max_tokens is not None and len(self.ids) + count > self.max_tokens:
             raise RequestError(
                 f"the prompt has more than the {self.max_tokens} tokens that prompt and answer together may "
-                "have: shorten the conversation",
+                f"have: {SHORTEN}",
                 param="messages",
             )
 
@@ -273,9 +280,14 @@ class Processor:
             raise RequestError(f"unknown role {message.role[:40]!r}", param="messages")
         builder.tokens(self._roles[message.role])
         for part in message.parts:
-            self._add_part(builder, part)
+            self.add_part(builder, part)
 
-    def _add_part(self, builder: PromptBuilder, part: Part) -> None:
+    def add_part(self, builder: PromptBuilder, part: Part) -> None:
+        """Append one part of a message.
+
+        Raises:
+            RequestError: media that cannot be used, or too long.
+        """
         if isinstance(part, TextPart):
             if len(part.text) > MAX_TEXT_CHARS:
                 raise RequestError(f"a text has more than {MAX_TEXT_CHARS} characters", param="messages")

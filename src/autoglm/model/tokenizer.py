@@ -37,14 +37,14 @@ _COORDINATES = re.compile(r"\[(\d{1,3}), ?(\d{1,3})\]")
 _COORDINATE_TOKEN = re.compile(r"<([xy])_(\d{1,4})>")
 
 
-def bin_of(coordinate: int) -> int:
+def bin_of(coordinate: int, bins: int = NUM_BINS) -> int:
     """Return the bin of a coordinate 0..999."""
-    return coordinate * NUM_BINS // 1000
+    return coordinate * bins // 1000
 
 
-def centre_of(index: int) -> int:
+def centre_of(index: int, bins: int = NUM_BINS) -> int:
     """Return the centre 0..999 of a bin."""
-    return (2 * index + 1) * 1000 // (2 * NUM_BINS)
+    return (2 * index + 1) * 1000 // (2 * bins)
 
 
 def _byte_letters() -> dict[str, int]:
@@ -83,7 +83,8 @@ class Tokenizer:
             self.audio_begin, self.audio_pad, self.audio_end,
         ) = ids  # fmt: skip
         self.controls = frozenset(ids)
-        self._bytes = _token_bytes(backend)
+        self._num_bins = max(1, sum(token.startswith("<x_") for token in backend.get_vocab()))
+        self._bytes = _token_bytes(backend, self._num_bins)
         self._x_token, self._y_token = backend.token_to_id("<x_0>"), backend.token_to_id("<y_0>")
 
     @classmethod
@@ -122,7 +123,7 @@ class Tokenizer:
         if self._x_token is not None and self._y_token is not None:
             for match in _COORDINATES.finditer(clean):
                 ids += self._encode_plain(clean[start : match.start()])
-                x, y = (bin_of(int(number)) for number in match.groups())
+                x, y = (bin_of(int(number), self._num_bins) for number in match.groups())
                 ids += [self._x_token + x, self._y_token + y]
                 start = match.end()
         return ids + self._encode_plain(clean[start:])
@@ -166,21 +167,21 @@ def _required(backend: _Backend, token: str) -> int:
     return token_id
 
 
-def _token_bytes(backend: _Backend) -> dict[int, bytes]:
+def _token_bytes(backend: _Backend, num_bins: int) -> dict[int, bytes]:
     """Return each token's bytes, coordinates as the centres of their bins, controls left out."""
     letters = _byte_letters()
     added = backend.get_added_tokens_decoder()
     table: dict[int, bytes] = {}
     for token, i in backend.get_vocab().items():
         if i in added:
-            table[i] = _added_bytes(added[i])
+            table[i] = _added_bytes(added[i], num_bins)
         elif all(letter in letters for letter in token):
             table[i] = bytes(letters[letter] for letter in token)
     return table
 
 
-def _added_bytes(token: Any) -> bytes:
+def _added_bytes(token: Any, num_bins: int) -> bytes:
     if match := _COORDINATE_TOKEN.fullmatch(token.content):
-        centre = centre_of(int(match[2]))
+        centre = centre_of(int(match[2]), num_bins)
         return f"[{centre},".encode() if match[1] == "x" else f"{centre}]".encode()
     return b"" if token.special else token.content.encode()

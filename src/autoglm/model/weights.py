@@ -12,7 +12,7 @@ value before a model is built: a release that is damaged in any way raises, and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -24,8 +24,10 @@ from autoglm.errors import ConfigError, EngineError, FormatError
 from autoglm.files import write_durably
 from autoglm.model.codes import multiply_out, quantize_groups, quantize_rows, scales_fit, unpack
 from autoglm.model.config import MAX_CONFIG_BYTES, ModelConfig
+from autoglm.model.kernels import Packed, pack, packs
 from autoglm.model.network import PhoneModel
 from autoglm.model.prompt import Processor
+from autoglm.model.sharing import LoadedWeight, Sharing
 from autoglm.model.tokenizer import Tokenizer
 from autoglm.releases import HEALTH_NAME, MAX_MANIFEST_BYTES, HealthCheck
 
@@ -44,10 +46,16 @@ class LoadedModel:
     tokenizer: Tokenizer
     processor: Processor
     health: HealthCheck
+    weights: Mapping[str, LoadedWeight] = field(default_factory=dict[str, LoadedWeight])
 
 
 def load_release(
-    directory: Path, devices: Sequence[str | torch.device] = ("cpu",), dtype: torch.dtype = torch.float32
+    directory: Path,
+    devices: Sequence[str | torch.device] = ("cpu",),
+    dtype: torch.dtype = torch.float32,
+    sharing: Sharing | None = None,
+    *,
+    min_packed: int | None = None,
 ) -> LoadedModel:
     """Load the release in ``directory`` and place it over ``devices``.
 
@@ -55,6 +63,9 @@ def load_release(
         directory: holds config.json, model.safetensors, tokenizer.json and health.json.
         devices: layers are split over these in contiguous groups.
         dtype: type that weights are computed in.
+        sharing: knows weights that are in memory already.
+        min_packed: matrices of at least so many weights stay INT8 in memory, on a CPU that has a kernel for
+            it; None multiplies all out.
 
     Raises:
         FormatError: a file is missing, does not parse, or contradicts another.
@@ -67,9 +78,12 @@ def load_release(
             f"tokenizer.json has {tokenizer.vocab_size} ids, config.json only {config.vocab_size}"
         )
     health = HealthCheck.from_bytes(_read(directory / HEALTH_NAME, MAX_MANIFEST_BYTES))
-    model = build_model(config, read_weights(directory / WEIGHTS_NAME, config, dtype))
+    sharing = sharing or Sharing()
+    state, packed = _read_parts(directory / WEIGHTS_NAME, config, dtype, sharing, min_packed)
+    model = build_model(config, state, packed)
     model.place(devices)
-    return LoadedModel(config, model, tokenizer, Processor(tokenizer, config), health)
+    weights = sharing.loaded({**model.state_dict(keep_vars=True), **packed})
+    return LoadedModel(config, model, tokenizer, Processor(tokenizer, config), health, weights)
 
 
 def _read(path: Path, limit: int) -> bytes:
@@ -83,10 +97,20 @@ def _read(path: Path, limit: int) -> bytes:
     return content
 
 
-def build_model(config: ModelConfig, state: Mapping[str, Tensor]) -> PhoneModel:
-    """Return a model in evaluation mode that owns the tensors of ``state``; no gradients."""
+def build_model(
+    config: ModelConfig, state: Mapping[str, Tensor], packed: Mapping[str, Packed] | None = None
+) -> PhoneModel:
+    """Return a model in evaluation mode that owns the tensors of ``state``; no gradients.
+
+    Args:
+        config: its sizes.
+        state: its tensors.
+        packed: modules that hold the remaining matrices as INT8, by the name of the matrix.
+    """
     with torch.device("meta"):
         model = PhoneModel(config)
+    for name, module in (packed or {}).items():
+        model.set_submodule(name.removesuffix(".weight"), module)
     counters = {name: torch.zeros(()) for name in model.state_dict() if name.endswith(_BOOKKEEPING)}
     model.load_state_dict({**state, **counters}, strict=True, assign=True)
     return model.eval().requires_grad_(False)
@@ -104,28 +128,47 @@ def is_matrix(name: str, shape: Sequence[int]) -> bool:
     return len(shape) > 1 and not name.startswith("modality.")
 
 
-def read_weights(path: Path, config: ModelConfig, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Read and check all weights, codes multiplied out.
+def read_weights(
+    path: Path, config: ModelConfig, dtype: torch.dtype = torch.float32, sharing: Sharing | None = None
+) -> dict[str, Tensor]:
+    """Read and check all weights, codes multiplied out; those that ``sharing`` knows are taken from there.
 
     Raises:
         FormatError: the file is missing or is not safetensors.
         EngineError: a weight is missing, unknown, of a wrong shape or type, or not finite.
     """
+    return _read_parts(path, config, dtype, sharing, None)[0]
+
+
+def _read_parts(
+    path: Path, config: ModelConfig, dtype: torch.dtype, sharing: Sharing | None, min_packed: int | None
+) -> tuple[dict[str, Tensor], dict[str, Packed]]:
+    """Read and check all weights; matrices that are to stay INT8 come as modules."""
     wanted = expected_tensors(config)
+    state, packed = dict[str, Tensor](), dict[str, Packed]()
     try:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
             plain = {name for name in names if not name.endswith(SCALE_SUFFIX)}
             _check_names(plain, set(wanted))
-            state: dict[str, Tensor] = {}
             for name, shape in wanted.items():
+                stored = file.get_tensor(name)
                 scale = file.get_tensor(name + SCALE_SUFFIX) if name + SCALE_SUFFIX in names else None
-                state[name] = _restore(name, file.get_tensor(name), scale, shape, dtype)
+                if scale is not None and min_packed is not None and packs(name, shape, min_packed):
+                    has_bias = name.removesuffix("weight") + "bias" in wanted
+                    like = None if sharing is None else sharing.find_packed(name, stored, scale, shape)
+                    rows = (stored, scale) if like is not None else _row_codes(name, stored, scale, shape)
+                    packed[name] = pack(
+                        name, *rows, has_bias=has_bias, is_tied=config.tie_embeddings, like=like
+                    )
+                else:
+                    known = None if sharing is None else sharing.find(name, stored, scale, shape, dtype)
+                    state[name] = _restore(name, stored, scale, shape, dtype) if known is None else known
     except (SafetensorError, OSError, ValueError) as error:
         raise FormatError(f"{path} is not a readable safetensors file: {str(error)[:200]}") from error
     if stray := names - plain - {name + SCALE_SUFFIX for name in plain}:
         raise EngineError(f"model.safetensors has scales without a weight: {sorted(stray)[0]}")
-    return state
+    return state, packed
 
 
 def _check_names(found: set[str], wanted: set[str]) -> None:
@@ -133,6 +176,30 @@ def _check_names(found: set[str], wanted: set[str]) -> None:
         raise EngineError(f"model.safetensors lacks {len(missing)} weights, {missing[0]!r} among them")
     if unknown := sorted(found - wanted):
         raise EngineError(f"model.safetensors has {len(unknown)} unknown weights, {unknown[0]!r} among them")
+
+
+def packed_names(path: Path, config: ModelConfig, min_packed: int | None) -> frozenset[str]:
+    """Return which matrices of a weights file :func:`load_release` would hold as INT8; none if unreadable."""
+    if min_packed is None:
+        return frozenset()
+    try:
+        with safe_open(path, framework="pt") as file:
+            scaled = {name.removesuffix(SCALE_SUFFIX) for name in file.keys() if name.endswith(SCALE_SUFFIX)}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError):
+        return frozenset()
+    wanted = expected_tensors(config)
+    return frozenset(name for name in scaled & wanted.keys() if packs(name, wanted[name], min_packed))
+
+
+def _row_codes(name: str, stored: Tensor, scale: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """Return INT8 codes and a scale a row, checked; INT4 is rounded to INT8, which adds little error."""
+    if stored.dtype != torch.int8:
+        return quantize_rows(_restore(name, stored, scale, shape, torch.float32))
+    if not scales_fit(stored, scale, *shape):
+        raise EngineError(f"weight {name!r} is not {tuple(shape)} as int8 with float16 scales that fit")
+    if not bool(torch.isfinite(scale).all()):
+        raise EngineError(f"weight {name!r} holds values that are not finite")
+    return stored, scale
 
 
 def _restore(

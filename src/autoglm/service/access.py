@@ -26,11 +26,13 @@ from autoglm.hub.behind import UNKNOWN
 from autoglm.hub.permissions import ROLE_PERMISSIONS, Permission
 from autoglm.service.callers import caller_network
 from autoglm.service.problems import APIError
+from autoglm.service.quotas import MAX_CALLERS, Quota, TokenBuckets, too_many
 
-MAX_CALLERS = 10_000
 FAILURES_PER_MINUTE = 30
 ENROLMENTS_PER_MINUTE = 30
 _DEVICE_ROUTES = "/v1/model/"
+_TOKEN_ROUTES = ("/v1/chat/", "/v1/completions", "/v1/embeddings", "/v1/audio/")
+_INFO_ROUTE = "/v1/model/info"
 _METADATA_ROUTES = "/v1/model/metadata/"
 _HASH = re.compile("[0-9a-fA-F]{64}")
 _NOT_PERMITTED = "E_PERMISSION"
@@ -43,38 +45,6 @@ _FAULTS = {
 }
 
 
-class TokenBuckets:
-    """A bucket of requests for each caller, refilled evenly; the callers longest unseen are forgotten.
-
-    Args:
-        per_minute: requests a minute, and the size of the bucket; 0 lets everything through.
-        clock: seconds, never going back.
-    """
-
-    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._per_minute, self._clock = per_minute, clock
-        self.is_limited = per_minute > 0
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # caller -> (tokens, at)
-
-    def wait_s(self, caller: str, *, take: bool = True) -> float:
-        """Return 0 and take one request out of the caller's bucket, or the seconds until the next may come.
-
-        Args:
-            caller: whose bucket.
-            take: False only looks.
-        """
-        if not self._per_minute:
-            return 0.0
-        now, rate = self._clock(), self._per_minute / 60
-        tokens, at = self._buckets.pop(caller, (float(self._per_minute), now))
-        tokens = min(float(self._per_minute), tokens + (now - at) * rate)
-        allowed = tokens >= 1
-        self._buckets[caller] = (tokens - (allowed and take), now)
-        while len(self._buckets) > MAX_CALLERS:
-            self._buckets.popitem(last=False)
-        return 0.0 if allowed else (1 - tokens) / rate
-
-
 class Access:
     """The rules of one service.
 
@@ -82,6 +52,7 @@ class Access:
         hub: knows the tokens; None where there is none, then nothing can be proved.
         required: whether inference and the device routes need a token.
         requests_per_minute: of one caller; 0 is unlimited.
+        tokens_per_minute: of prompts and answers of one caller; 0 is unlimited.
         failures_per_minute: wrong tokens and links of one address; 0 is unlimited.
         keys: SHA-256 of further keys that open inference, for a process without a hub.
         clock: seconds, never going back.
@@ -93,12 +64,13 @@ class Access:
         *,
         required: bool,
         requests_per_minute: int,
+        tokens_per_minute: int = 0,
         failures_per_minute: int = FAILURES_PER_MINUTE,
         keys: Collection[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._hub, self.required, self._keys = hub, required, frozenset(keys)
-        self._buckets = TokenBuckets(requests_per_minute, clock)
+        self.quota = Quota(requests_per_minute, tokens_per_minute, clock)
         self._enrolments = TokenBuckets(ENROLMENTS_PER_MINUTE, clock)
         self._failures = TokenBuckets(failures_per_minute, clock)
         self._good: OrderedDict[str, None] = OrderedDict()  # digests of tokens that were right
@@ -120,16 +92,11 @@ class Access:
         return claims
 
     def _check_use(self, claims: Claims | None, path: str) -> None:
-        """See that a caller may use a route; whoever may see releases may read the metadata on them."""
-        if not path.startswith(_DEVICE_ROUTES):
-            needed: Permission = "models:use"
-        elif path.startswith(_METADATA_ROUTES) and claims is not None and claims.may("releases:read"):
-            return
-        else:
-            needed = "updates:use"
+        enough = _enough_for(path)
         if claims is not None:
-            _require(claims, needed)
-        elif needed == "updates:use" and self._hub is not None:  # a key speaks for no device
+            if not any(claims.may(each) for each in enough):
+                raise _forbidden(claims, enough[0])
+        elif "models:use" not in enough and self._hub is not None:  # a key speaks for no device
             raise _forbidden(None, None)
 
     def package_route(self, request: Request, sha256: str) -> None:
@@ -179,6 +146,17 @@ class Access:
             raise problem
         return claims
 
+    def metrics_route(self, request: Request) -> None:
+        """Let in whoever may see the engine; without a hub, whoever has one of its keys.
+
+        Raises:
+            APIError: 401, 403 or 429.
+        """
+        if self._hub is None:
+            self._admit(request, bearer_token(request), "metrics need a key")
+        else:
+            self.admin_route(request, "engine:read")
+
     def register_route(self, request: Request) -> None:
         """Count an attempt to enrol, unless the caller may register devices anyway.
 
@@ -189,7 +167,7 @@ class Access:
         if claims is None or not claims.may("devices:write"):
             self.patience(request)
             if wait_s := self._enrolments.wait_s(_address_of(request)):
-                raise _too_many("too many requests: slow down", wait_s)
+                raise too_many("too many requests: slow down", wait_s)
 
     def note_refusal(
         self, request: Request, claims: Claims | None, problem: APIError, needs: str | None = None
@@ -207,7 +185,7 @@ class Access:
             APIError: 429.
         """
         if wait_s := self._failures.wait_s(_address_of(request), take=False):
-            raise _too_many("too many wrong tokens came from this address: wait", wait_s)
+            raise too_many("too many wrong tokens came from this address: wait", wait_s)
 
     def failed(self, request: Request) -> None:
         """Count a wrong token, link or code against the address that it came from."""
@@ -253,12 +231,10 @@ class Access:
 
     def _count(self, request: Request, token: str | None) -> None:
         """Count a request once, however many rules look at it."""
-        if not self._buckets.is_limited or getattr(request.state, "counted", False):
-            return
-        request.state.counted = True
-        caller = _address_of(request) if token is None else hashlib.sha256(token.encode()).hexdigest()
-        if wait_s := self._buckets.wait_s(caller):
-            raise _too_many("too many requests: slow down", wait_s)
+        if self.quota.is_limited:
+            caller = _address_of(request) if token is None else hashlib.sha256(token.encode()).hexdigest()
+            is_inference = request.scope["path"].startswith(_TOKEN_ROUTES)
+            self.quota.enter(request, caller, takes_tokens=is_inference)
 
 
 def actor_of(request: Request, claims: Claims | None) -> Actor:
@@ -271,14 +247,21 @@ def _address_of(request: Request) -> str:
     return caller_network(request.client.host) if request.client else ""
 
 
+def _enough_for(path: str) -> tuple[Permission, ...]:
+    """Return the permissions of which one opens a route to callers that are no administrators.
+
+    Whoever may see releases may read the metadata on them; whoever asks the model, which one answers.
+    """
+    if not path.startswith(_DEVICE_ROUTES):
+        return ("models:use",)
+    if path == _INFO_ROUTE:
+        return ("updates:use", "models:use")
+    return ("updates:use", "releases:read") if path.startswith(_METADATA_ROUTES) else ("updates:use",)
+
+
 def _require(claims: Claims, needed: Permission) -> None:
     if not claims.may(needed):
         raise _forbidden(claims, needed)
-
-
-def _too_many(message: str, wait_s: float) -> APIError:
-    headers = {"retry-after": str(max(1, round(wait_s)))}
-    return APIError(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=headers)
 
 
 def bearer_token(request: Request) -> str | None:

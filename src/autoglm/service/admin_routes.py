@@ -26,6 +26,7 @@ from autoglm.service.bodies import body_schema, bounded_chunks, promised_bytes, 
 from autoglm.service.guards import ADMINISTRATORS, needs
 from autoglm.service.problems import APIError, ErrorAnswer
 from autoglm.service.state import ServiceState, state_of
+from autoglm.service.swap_routes import WAIT_S
 from autoglm.trust.admission import MAX_UPLOADED
 
 _MAX_METADATA_BYTES = 32 << 20
@@ -118,8 +119,11 @@ async def list_packages(state: Annotated[ServiceState, needs("releases:read")]) 
 async def engine_status(state: Annotated[ServiceState, needs("engine:read")]) -> dict[str, Any]:
     """Show the engine's counters and its updater's state."""
     status = None if state.updater is None else await anyio.to_thread.run_sync(state.updater.status)
+    engine = state.some_engine
+    swap = engine.last_swap
     return {
-        "engine": dataclasses.asdict(state.some_engine.stats()),
+        "engine": dataclasses.asdict(engine.stats()),
+        "last_swap": None if swap is None else dataclasses.asdict(swap),
         "updater": None if status is None else status.to_json(),
     }
 
@@ -132,7 +136,7 @@ async def engine_update(request: Request) -> dict[str, str]:
     if state.agent is None:
         raise APIError(409, "this service does not follow a hub", type="conflict_error", code="E_CONFLICT")
     await anyio.to_thread.run_sync(state.some_hub.audit.note, actor, "engine.update", "service")
-    _nudge(state)
+    state.agent.update_now()
     return {"status": "asked"}
 
 
@@ -146,15 +150,14 @@ async def engine_rollback(request: Request) -> dict[str, Any]:
         raise APIError(409, "this service does not follow a hub", type="conflict_error", code="E_CONFLICT")
     before = {"before": engine.active_version}
     reason = f"asked for by {actor.name}"
-    await anyio.to_thread.run_sync(lambda: updater.rollback(engine, reason=reason))
+    await anyio.to_thread.run_sync(lambda: updater.rollback(engine, reason=reason, wait_s=WAIT_S))
     await anyio.to_thread.run_sync(state.some_hub.audit.note, actor, "engine.rollback", "service", before)
     return {"version": engine.active_version}
 
 
 def _nudge(state: ServiceState) -> None:
     """Let the service's own engine ask the hub now, as a phone would at its next check."""
-    if state.agent is not None:
-        state.agent.update_now()
+    state.nudge()
 
 
 async def _receive(request: Request, path: Path) -> None:

@@ -5,21 +5,48 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from pydantic import BaseModel
-from starlette.types import Receive, Scope, Send
+from starlette.datastructures import MutableHeaders
+from starlette.types import Message, Receive, Scope, Send
 
 import autoglm
-from autoglm.service import admin_routes, health, model_routes, people_routes, reference, rollout_routes
+from autoglm.service import (
+    admin_routes,
+    health,
+    metrics,
+    model_routes,
+    people_routes,
+    reference,
+    rollout_routes,
+    swap_routes,
+)
 from autoglm.service.admin_routes import SignedMetadata
 from autoglm.service.bodies import component_schemas
-from autoglm.service.problems import ErrorAnswer, install_problem_handlers
+from autoglm.service.connections import MAX_UNWANTED_BYTES
+from autoglm.service.problems import APIError, ErrorAnswer, install_problem_handlers
+from autoglm.service.quotas import Quota
 from autoglm.service.rollout_routes import NewRollout, RollbackRequest, RolloutChange
 from autoglm.service.state import ServiceState
-from autoglm.service.update_check import UpdateCheck, is_update_check
+from autoglm.service.update_check import UPDATE_PATH, UpdateCheck, is_update_check
 from autoglm.service.wire_schemas import WIRE_SCHEMAS
+
+WHILE_STOPPING = ("/health", "/ready", "/metrics")
+STOPPING = APIError(
+    503,
+    "the service is stopping: ask another one, or this one again after its restart",
+    type="overloaded_error",
+    code="stopping",
+    headers={"retry-after": "5", "connection": "close"},
+)
+NO_HOST = APIError(
+    400, "a request needs one Host header", param="host", code="invalid_host", headers={"connection": "close"}
+)
+UNWANTED_S = 5.0
 
 
 class Application(FastAPI):
@@ -29,10 +56,56 @@ class Application(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        if self.update_check is not None and is_update_check(scope):
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        state: ServiceState = self.state.service
+        if state.access.quota.is_limited:
+            send = _with_limits(state.access.quota, scope, send)
+        await state.metrics.measure(self._serve, scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state: ServiceState = self.state.service
+        if state.stopping and scope["path"] not in WHILE_STOPPING:
+            await _take_body(scope, receive)  # else the end of the connection would undo the answer
+            await STOPPING.response(scope, receive, send)
+        elif not _names_one_host(scope):
+            await NO_HOST.response(scope, receive, send)
+        elif self.update_check is not None and is_update_check(scope):
+            scope["answered"] = UPDATE_PATH
             await self.update_check(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
+
+
+async def _take_body(scope: Scope, receive: Receive) -> None:
+    """Throw a body away, within bounds, so that its client has sent it and reads the answer."""
+    if any(name == b"expect" for name, _ in scope["headers"]):
+        return  # it waits for the answer before it sends anything
+    taken, more = 0, True
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(UNWANTED_S):
+            while more and taken < MAX_UNWANTED_BYTES:
+                message = await receive()
+                taken += len(message.get("body", b""))
+                more = bool(message.get("more_body"))
+
+
+def _names_one_host(scope: Scope) -> bool:
+    """Tell whether a request has one ``Host``, as HTTP/1.1 demands; HTTP/1.0 need not say."""
+    hosts = sum(name == b"host" for name, _ in scope["headers"])
+    return hosts == 1 or (hosts == 0 and scope["http_version"] == "1.0")
+
+
+def _with_limits(quota: Quota, scope: Scope, send: Send) -> Send:
+    """Return a ``send`` that tells callers what is left to them, once it is known who they are."""
+
+    async def tell(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message).update(quota.headers(Request(scope)))
+        await send(message)
+
+    return tell
 
 
 def create_app(state: ServiceState) -> Application:
@@ -51,19 +124,31 @@ def create_app(state: ServiceState) -> Application:
     app.state.service = state
     install_problem_handlers(app)
     app.include_router(health.router)
+    app.include_router(metrics.router)
     app.include_router(reference.router)
     bodies: list[type[BaseModel]] = [ErrorAnswer]
     messages: dict[str, dict[str, Any]] = {}
     if state.engine is not None:
-        from autoglm.service import chat  # which imports the model's libraries
+        from autoglm.service import (  # which import the model's libraries
+            chat,
+            completions,
+            embeddings,
+            transcriptions,
+        )
+        from autoglm.service.completions import CompletionRequest
+        from autoglm.service.embeddings import EmbeddingsRequest
         from autoglm.service.schemas import ChatRequest
 
         app.include_router(chat.router)
+        app.include_router(completions.router)
+        app.include_router(embeddings.router)
+        app.include_router(transcriptions.router)
         app.include_router(model_routes.engine_router)
-        bodies.append(ChatRequest)
+        bodies += [ChatRequest, CompletionRequest, EmbeddingsRequest]
     if state.hub is not None:
         app.include_router(model_routes.hub_router)
         app.include_router(admin_routes.router)
+        app.include_router(swap_routes.router)
         app.include_router(rollout_routes.router)
         app.include_router(people_routes.register_router)
         app.include_router(people_routes.router)

@@ -13,19 +13,21 @@ from autoglm.engine import Finished, Generation, GenerationRequest, Sampling, Sh
 from autoglm.errors import RequestError
 from autoglm.model.tools import tools_message
 from autoglm.service.bodies import body_schema, read_model
-from autoglm.service.media import MediaReader
+from autoglm.service.fetching import Fetched
+from autoglm.service.media import MediaReader, image_urls, parts_of
 from autoglm.service.problems import APIError, ErrorAnswer
 from autoglm.service.replies import Head, Presenter, Showing, choice_body, showing_of, usage_body
 from autoglm.service.schemas import ChatRequest
 from autoglm.service.state import OpenState, ServiceState
-from autoglm.service.streaming import ChunkStream, collect, stream_chunks
+from autoglm.service.streaming import ChunkStream, Metered, all_begun, collect, stream_chunks
+from autoglm.service.turns import let_in
 
 VERSION_HEADER = "x-autoglm-version"
-_FAILURES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorAnswer} for status in (400, 401, 404, 413, 429, 500, 503)
+FAILURES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer} for status in (400, 401, 404, 413, 429, 500, 502, 503, 504)
 }
 
-router = APIRouter(tags=["inference"], responses=_FAILURES)
+router = APIRouter(tags=["inference"], responses=FAILURES)
 
 
 @router.post("/v1/chat/completions", openapi_extra=body_schema(ChatRequest))
@@ -33,9 +35,14 @@ async def complete(request: Request, state: OpenState) -> Response:
     """Answer a conversation, as one JSON object or as server-sent events."""
     chat = await read_model(request, ChatRequest, state.settings.max_body_bytes)
     version = state.version_of(chat.model)
+    fetched = await state.fetcher.fetch_all(image_urls(parts_of(chat.messages)))
+    await let_in(state)
     showing, generations = await anyio.to_thread.run_sync(
-        _submit, state, chat, version, limiter=state.decoding, abandon_on_cancel=False
+        submit, state, chat, version, fetched, limiter=state.decoding, abandon_on_cancel=False
     )
+    await all_begun(generations)
+    if spend := state.access.quota.spender(request):
+        generations = [Metered(generation, spend) for generation in generations]
     head = Head(chat.model, generations[0].fingerprint)
     headers = {VERSION_HEADER: generations[0].release}
     if chat.stream:
@@ -53,11 +60,16 @@ async def complete(request: Request, state: OpenState) -> Response:
     return JSONResponse(body, headers=headers)
 
 
-def _submit(
-    state: ServiceState, chat: ChatRequest, version: str | None
+def submit(
+    state: ServiceState, chat: ChatRequest, version: str | None, fetched: Fetched
 ) -> tuple[Showing, Sequence[Generation]]:
-    """Decode the media and hand the request to the engine, once a choice."""
-    messages = MediaReader(state.settings.limits, state.images).messages(chat.messages)
+    """Decode the media and hand the request to the engine, once a choice.
+
+    Raises:
+        RequestError: what is asked for cannot be answered.
+        OverloadedError: the queue is full.
+    """
+    messages = MediaReader(state.settings.limits, state.images, fetched).messages(chat.messages)
     tools, structure, shared = chat.callable_tools, chat.structure, SharedPrompt()
     told = [tools_message(tools), *messages] if tools else messages
     generations: list[Generation] = []
@@ -124,6 +136,9 @@ async def list_models(state: OpenState) -> dict[str, Any]:
 @router.get("/v1/models/{name}")
 async def show_model(name: str, state: OpenState) -> dict[str, Any]:
     """Show one name."""
-    if name not in state.names:
-        raise APIError(404, f"the model {name[:80]!r} does not exist", param="model", code="model_not_found")
-    return _model_body(state, name)
+    version = state.version_of(name)
+    if version not in (None, *state.some_engine.loaded_versions):
+        message = f"the model {name[:80]!r} is not loaded"
+        raise APIError(404, message, type="not_found_error", param="model", code="model_not_found")
+    body = _model_body(state, name)
+    return body if version is None else body | {"version": version}

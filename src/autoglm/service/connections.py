@@ -21,6 +21,7 @@ from autoglm.service.callers import Proxies, caller_network
 RESERVED_FILES = 256  # file descriptors that are not connections: tables, packages, logs
 STALL_SECONDS = 300.0
 SLOWEST_BYTES_PER_S = 64
+MAX_UNWANTED_BYTES = 1 << 20  # of a body that was answered before it had come
 
 
 @dataclass(frozen=True)

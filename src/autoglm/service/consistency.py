@@ -48,7 +48,8 @@ def require_consistent(settings: Settings, where: str) -> None:
     Raises:
         ConfigError: names one of them, and ``where`` it was read.
     """
-    for is_wrong, message in (*_of_the_role(settings), *_of_any_role(settings)):
+    rules = (*_of_the_role(settings), *_of_any_role(settings), *settings.backend.contradictions())
+    for is_wrong, message in rules:
         if is_wrong:
             raise ConfigError(f"{where}: {message}")
 
@@ -72,6 +73,10 @@ def _of_the_role(settings: Settings) -> list[tuple[bool, str]]:
         (
             not is_engine and auth.keys_file is not None,
             "auth.keys_file: only for role: engine; a hub keeps its tokens itself",
+        ),
+        (
+            settings.role == "hub" and settings.backend.kind == "vllm",
+            "backend.kind: role: hub answers no requests, so it needs no vLLM servers; remove one",
         ),
     ]
 

@@ -21,8 +21,9 @@ async def health() -> dict[str, str]:
 async def ready(request: Request) -> JSONResponse:
     """Say whether requests are answered now, and by which release; 503 when they are not."""
     state = state_of(request)
-    if state.stopping:
-        return JSONResponse({"status": "stopping"}, status_code=503)
+    if (reason := state.unready) is not None:
+        status = "stopping" if state.stopping else "unavailable"
+        return JSONResponse({"status": status, "reason": reason}, 503, {"retry-after": "5"})
     if state.engine is None:
         await anyio.to_thread.run_sync(state.some_hub.info)  # a hub is ready when its tables answer
         return JSONResponse({"status": "ready"})

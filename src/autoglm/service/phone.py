@@ -46,7 +46,13 @@ def serve_device(settings: Settings, updater: Updater) -> None:
         agent = Agent(updater, engine, environment=environment, control_seconds=CONTROL_SECONDS)
         agent.start()
         stack.callback(agent.stop)
-        access = Access(None, required=False, requests_per_minute=settings.limits.requests_per_minute)
+        limits = settings.limits
+        access = Access(
+            None,
+            required=False,
+            requests_per_minute=limits.requests_per_minute,
+            tokens_per_minute=limits.tokens_per_minute,
+        )
         state = ServiceState(settings, engine, access, updater=updater, agent=agent)
         name = updater.device_id
         run_server(state, listener, lambda url: _log.info("Device %s listening on %s", name, url))

@@ -29,6 +29,8 @@ _STATUS: tuple[tuple[type[AutoGLMError], int, str], ...] = (
     (errors.RequestError, 400, "invalid_request_error"),
     (errors.OverloadedError, 503, "overloaded_error"),
     (errors.HealthError, 409, "conflict_error"),
+    (errors.BackendTimeoutError, 504, "server_error"),
+    (errors.BackendError, 502, "server_error"),
     (errors.EngineError, 500, "server_error"),
     (errors.NotFoundError, 404, "not_found_error"),
     (errors.ConflictError, 409, "conflict_error"),
@@ -41,6 +43,9 @@ _STATUS: tuple[tuple[type[AutoGLMError], int, str], ...] = (
     (errors.NetworkError, 502, "server_error"),
     (errors.ConfigError, 400, "invalid_request_error"),
 )
+
+# What pydantic says of a value that is of the right kind, and too large or too small.
+_SIZES = ("too_long", "too_short", "string_too_long", "string_too_short")
 
 # After an index these are the kind of a message's part, not a field of it.
 _PART_TYPES = ("text", "image_url", "input_audio")
@@ -101,19 +106,20 @@ def problem_of(error: AutoGLMError) -> APIError:
     """Return the answer that fits one of our errors."""
     param = getattr(error, "param", None)
     if isinstance(error, errors.RequestError) and param == "model":
-        return APIError(404, str(error), param="model", code="model_not_found")
+        return APIError(404, str(error), type="not_found_error", param="model", code="model_not_found")
     status, kind = next(
         ((status, kind) for cls, status, kind in _STATUS if isinstance(error, cls)), (500, "server_error")
     )
     headers: dict[str, str] = {}
-    if status == 503:
+    if status == 503 or isinstance(error, errors.BackendError):
         headers["retry-after"] = str(getattr(error, "retry_after_s", 1))
     return APIError(status, str(error), type=kind, param=param, code=error.code, headers=headers)
 
 
 def problem_of_fields(error: ValidationError | RequestValidationError) -> APIError:
     """Return the answer for a body or a parameter that does not fit: 400, naming the first field at fault."""
-    first = max(error.errors(), key=lambda entry: len(entry["loc"]))  # of a union, the branch that was meant
+    # Of a union, the branch that was meant: whose kind of value fits, else the one that fits deepest.
+    first = max(error.errors(), key=lambda entry: (entry["type"] in _SIZES, len(entry["loc"])))
     if first["type"] == "json_invalid":
         return APIError(400, f"the body is not valid JSON: {first['msg']}", code="invalid_json")
     message = str(first["msg"]).removeprefix("Value error, ")

@@ -1,8 +1,9 @@
 """HTTP as it is parsed, for clients that do not mean well.
 
-What it guarantees: a request head (or trailer) that does not end takes no more than :data:`MAX_HEAD_BYTES`
-and one read from the network; bytes that are no HTTP are refused in the shape of all errors; a head, a body
-or an answer that does not get on is ended, and the place it held is free at once.
+What it guarantees: a request head (or trailer) takes no more than :data:`MAX_HEAD_BYTES`, however many reads
+from the network it comes in (one that is pipelined behind another request: twice as many); bytes that are no
+HTTP are refused in the shape of all errors, and whoever is refused can read why; a head, a body or an answer
+that does not get on is ended, and the place it held is free within :data:`LINGER_S`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from typing import Any, Literal, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from autoglm.service.connections import SLOWEST_BYTES_PER_S, ConnectionLimits, Doorkeeper
+from autoglm.service.connections import MAX_UNWANTED_BYTES, SLOWEST_BYTES_PER_S, ConnectionLimits, Doorkeeper
 from autoglm.service.problems import APIError
 
 MAX_HEAD_BYTES = 64 << 10
-MAX_UNWANTED_BYTES = 1 << 20  # of a body that was answered before it had come
+LINGER_S = 2.0  # for a client that was refused to read why
 
 
 def bounded_protocol(doorkeeper: Doorkeeper) -> type[asyncio.Protocol]:
@@ -38,6 +39,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._since = doorkeeper.clock()  # when that began; of a body, when its present window did
         self._window_bytes = 0
         self._unwanted_bytes = 0
+        self._is_refused = False
         self._unsent_bytes = 0
         self._unsent_since = self._since
 
@@ -57,6 +59,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(
                 APIError(503, message, type="overloaded_error", code="too_many_connections"), headers
             )
+            self.transport.close()  # what has no place does not stay
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
@@ -64,12 +67,20 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what arrived."""
+        """Take what arrived, in pieces that are no longer than what may be kept of a head."""
+        while data and not (self._is_refused or self.transport.is_closing()):
+            room = MAX_HEAD_BYTES + 1 - self._kept_bytes
+            self._take(data[:room])
+            data = data[room:]
+        if self._is_refused:
+            self._throw_away(len(data))
+
+    def _take(self, data: bytes) -> None:
         if self._arriving == "nothing":
             self._arrives("head")
         self._kept_bytes += len(data)
         super().data_received(data)
-        if self._kept_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+        if self._kept_bytes > MAX_HEAD_BYTES and not (self._is_refused or self.transport.is_closing()):
             message = f"the request's head is larger than the {MAX_HEAD_BYTES} bytes that are allowed"
             self._refuse(APIError(431, message, code="head_too_large"))
 
@@ -90,9 +101,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._kept_bytes = 0
         self._window_bytes += len(body)
         if self.cycle.response_complete:
-            self._unwanted_bytes += len(body)
-            if self._unwanted_bytes > MAX_UNWANTED_BYTES:
-                self.transport.close()
+            self._throw_away(len(body))
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -113,6 +122,11 @@ class BoundedProtocol(HttpToolsProtocol):
         """Refuse what cannot be parsed."""
         self._refuse(APIError(400, "this is no valid HTTP request", code="invalid_http"))
 
+    def _throw_away(self, count: int) -> None:
+        self._unwanted_bytes += count
+        if self._unwanted_bytes > MAX_UNWANTED_BYTES:
+            self.transport.close()
+
     # -- what the doorkeeper calls ------------------------------------------------------------------
 
     def make_way(self) -> None:
@@ -125,7 +139,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._is_stalled(now, limits.stall_seconds):
             self._let_go()
             self.transport.abort()
-        elif self.transport.is_closing() or now - self._since < limits.slow_seconds:
+        elif self._is_refused or self.transport.is_closing() or now - self._since < limits.slow_seconds:
             return
         elif self._arriving == "head":
             self._refuse(APIError(408, "the request's head did not arrive in time", code="too_slow"))
@@ -143,7 +157,6 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.transport.close()
                 return
             self._refuse(APIError(408, "the request's body did not arrive in time", code="too_slow"))
-            self._let_go()
         self._since, self._window_bytes = now, 0
 
     def _is_stalled(self, now: float, seconds: float) -> bool:
@@ -168,6 +181,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self.flow.resume_writing()
 
     def _refuse(self, problem: APIError, headers: dict[str, str] | None = None) -> None:
+        if self._is_refused:
+            return
+        self._is_refused = True
         content = json.dumps(problem.body).encode()
         head = (
             f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\n"
@@ -178,4 +194,16 @@ class BoundedProtocol(HttpToolsProtocol):
         answering = cycle is not None and cycle.response_started and not cycle.response_complete
         if not answering:  # in the middle of an answer there is no place for another one
             self.transport.write(head.encode() + content)
-        self.transport.close()
+        self._let_go()
+        if answering or self.pipeline:
+            self.transport.close()
+        else:
+            self._linger()
+
+    def _linger(self) -> None:
+        """Close once the client has read why: what it still sends would otherwise undo the answer."""
+        self._unset_keepalive_if_required()
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_S, self.transport.close)

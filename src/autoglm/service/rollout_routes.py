@@ -169,5 +169,4 @@ def _operator(request: Request) -> tuple[RolloutControl, Actor]:
 
 def _nudge(request: Request) -> None:
     """Let the service's own engine ask the hub now, as a phone would at its next check."""
-    if (agent := state_of(request).agent) is not None:
-        agent.update_now()
+    state_of(request).nudge()

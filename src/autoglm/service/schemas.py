@@ -71,7 +71,17 @@ class AudioContent(_Part):
     input_audio: Recording
 
 
+class RefusalContent(_Part):
+    """What an earlier answer said instead of an answer; it is text like any other."""
+
+    type: Literal["refusal"]
+    refusal: Text
+
+
 Content = Annotated[TextContent | ImageContent | AudioContent, Field(discriminator="type")]
+MessageContent = Annotated[
+    TextContent | ImageContent | AudioContent | RefusalContent, Field(discriminator="type")
+]
 
 
 class ChatMessage(_Part):
@@ -79,9 +89,10 @@ class ChatMessage(_Part):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
-        Text | Annotated[list[Content], Field(min_length=1, max_length=1000)] | None,
+        Text | Annotated[list[MessageContent], Field(min_length=1, max_length=1000)] | None,
         Field(validate_default=True),
     ] = None
+    refusal: Text | None = None
     tool_calls: Annotated[list[ToolCall], Field(max_length=128)] | None = None
     tool_call_id: str | None = None
 
@@ -113,6 +124,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "modalities": (None, [], ["text"]),
     "audio": (None,),
     "prediction": (None,),
+    "moderation": (None,),
     "web_search_options": (None,),
     "guided_json": (None,),
     "guided_regex": (None,),
@@ -168,6 +180,11 @@ class ChatRequest(_Part):
                     message = "{param} is not supported by this version: leave it out"
                     raise PydanticCustomError("unsupported", message, {"param": name})
         return values
+
+    @field_validator("n", mode="before")
+    @classmethod
+    def _one_unless_told(cls, value: object) -> object:
+        return 1 if value is None else value
 
     @model_validator(mode="after")
     def _check_together(self) -> ChatRequest:

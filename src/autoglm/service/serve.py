@@ -91,7 +91,7 @@ def _run_model(state: ServiceState, updater: Updater, stack: contextlib.ExitStac
     from autoglm.service.start import load_engine  # which imports the model's libraries
 
     state.engine = stack.enter_context(load_engine(updater, state.settings))
-    state.agent = Agent(updater, state.engine)
+    state.agent = Agent(updater, state.engine, automatic=state.settings.update.automatic)
     state.agent.start()
     stack.callback(state.agent.stop)
 
@@ -102,6 +102,7 @@ def _access(hub: Hub | None, settings: Settings) -> Access:
         hub,
         required=settings.auth.required,
         requests_per_minute=settings.limits.requests_per_minute,
+        tokens_per_minute=settings.limits.tokens_per_minute,
         failures_per_minute=settings.limits.failures_per_minute,
         keys=() if keys is None else read_keys(settings.path(keys)),
     )

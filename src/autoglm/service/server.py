@@ -10,6 +10,7 @@ import contextlib
 import logging
 import signal
 import socket
+import time
 from collections.abc import Callable, Generator
 from types import FrameType
 from typing import Any, cast
@@ -25,6 +26,7 @@ from autoglm.service.settings import Settings
 from autoglm.service.state import ServiceState
 
 GRACE_S = 25
+_END_S = 3
 _BACKLOG = 2048
 _HANDSHAKE_S = 10.0
 _TICKS_PER_LOOK = 10
@@ -37,11 +39,17 @@ class Server(uvicorn.Server):
     """A uvicorn server that says when its socket really listens, and looks after its connections."""
 
     def __init__(
-        self, config: uvicorn.Config, doorkeeper: Doorkeeper, on_listening: Callable[[], None]
+        self,
+        config: uvicorn.Config,
+        doorkeeper: Doorkeeper,
+        on_listening: Callable[[], None],
+        state: ServiceState,
     ) -> None:
         super().__init__(config)
         self.doorkeeper = doorkeeper
         self._on_listening = on_listening
+        self._state = state
+        self._drained_at: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, with a bound on TLS handshakes, then say so."""
@@ -69,7 +77,33 @@ class Server(uvicorn.Server):
         """Do what is due every tenth of a second; connections are looked at every second."""
         if counter % _TICKS_PER_LOOK == 0:
             self.doorkeeper.inspect()
+        await self._go_on_draining()
         return await super().on_tick(counter)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal: the first lets the requests under way end, the second ends at once."""
+        self._captured_signals.append(sig)
+        if self._drained_at is None:
+            self.drain()
+        else:
+            self.should_exit = self.force_exit = True
+
+    def drain(self) -> None:
+        """Take no new requests, and end when those under way have ended, or their time is up."""
+        self._state.stopping = True
+        self._drained_at = time.monotonic() + self._state.settings.limits.drain_seconds
+
+    async def _go_on_draining(self) -> None:
+        if self._drained_at is None or self.should_exit:
+            return
+        if time.monotonic() >= self._drained_at:
+            _log.warning("answers took longer than limits.drain_seconds to end: the rest is broken off")
+            self.config.timeout_graceful_shutdown = _END_S
+            if self._state.engine is not None:  # streams then end with an error that says so
+                await asyncio.to_thread(self._state.engine.close)
+            self.should_exit = True
+        elif not self.server_state.tasks:
+            self.should_exit = True
 
 
 def make_server(state: ServiceState, on_listening: Callable[[], None]) -> Server:
@@ -100,7 +134,7 @@ def make_server(state: ServiceState, on_listening: Callable[[], None]) -> Server
         timeout_keep_alive=settings.limits.idle_seconds,
         timeout_graceful_shutdown=GRACE_S,
     )
-    return Server(config, doorkeeper, on_listening)
+    return Server(config, doorkeeper, on_listening, state)
 
 
 def connection_limits(settings: Settings) -> ConnectionLimits:

@@ -26,6 +26,7 @@ from pydantic import AfterValidator, ConfigDict, Field, Strict, TypeAdapter, Val
 from autoglm.device.settings import MAX_TRIAL_ANSWERS, MAX_TRIAL_MINUTES, MAX_TRIES, parse_every
 from autoglm.errors import ConfigError
 from autoglm.releases import is_name
+from autoglm.service.backend_settings import BackendSettings
 from autoglm.service.consistency import location_text, pin_text, require_consistent
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -96,7 +97,12 @@ class ModelSettings:
         threads: CPU threads for the model; 0 chooses by the size of the model.
         max_context: the longest conversation in tokens; 0 takes the model's own limit.
         max_batch: requests computed together.
-        in_flight: what a hot swap does with running answers; ``pin`` finishes them on their release.
+        cache_tokens: tokens of all requests that are held together; 0 takes a whole context for each of
+            ``max_batch``.
+        in_flight: what a hot swap does with running answers; ``pin`` finishes them on their release while new
+            ones begin on the next, ``drain`` lets new ones wait until the running ones have ended.
+        drain_seconds: the longest such wait.
+        step_seconds: the longest computing of one step; what takes longer counts as hanging.
     """
 
     __pydantic_config__ = _KNOWN_KEYS
@@ -109,7 +115,10 @@ class ModelSettings:
     threads: Annotated[int, Strict(), Field(ge=0, le=1024)] = 0
     max_context: Annotated[int, Strict(), Field(ge=0, le=1 << 20)] = 0
     max_batch: Annotated[int, Strict(), Field(ge=1, le=1024)] = 8
+    cache_tokens: Annotated[int, Strict(), Field(ge=0, le=1 << 26)] = 0
     in_flight: Literal["pin", "drain"] = "pin"
+    drain_seconds: Annotated[float, Strict(), Field(ge=0, le=3600, allow_inf_nan=False)] = 120.0
+    step_seconds: Annotated[float, Strict(), Field(ge=1, le=3600, allow_inf_nan=False)] = 300.0
 
 
 @dataclass(frozen=True)
@@ -119,12 +128,14 @@ class AuthSettings:
     Attributes:
         required: whether they do.
         keys_file: the keys that open inference in a process without a hub.
+        open_metrics: let everyone read ``/metrics``.
     """
 
     __pydantic_config__ = _KNOWN_KEYS
 
     required: Switch = False
     keys_file: str | None = None
+    open_metrics: Switch = False
 
 
 @dataclass(frozen=True)
@@ -167,6 +178,7 @@ class UpdateSettings:
     Attributes:
         channel: of the releases it follows.
         every: how often it asks by itself; a publication makes it ask at once.
+        automatic: whether it does; if not, operators stage and commit.
         trial_answers: good live answers that confirm a new release.
         trial_minutes: and the time it must have run.
         tries: starts that an unconfirmed release is given.
@@ -184,6 +196,7 @@ class UpdateSettings:
 
     channel: Name = "stable"
     every: Duration = "6h"
+    automatic: Switch = True
     trial_answers: Annotated[int, Strict(), Field(ge=0, le=MAX_TRIAL_ANSWERS)] = 5
     trial_minutes: Annotated[float, Strict(), Field(ge=0, le=MAX_TRIAL_MINUTES, allow_inf_nan=False)] = 10.0
     tries: Annotated[int, Strict(), Field(ge=1, le=MAX_TRIES)] = 3
@@ -207,11 +220,16 @@ class LimitSettings:
         audio_seconds: length of one recording.
         queue: requests that may wait; more are answered 503.
         requests_per_minute: of one token or address; 0 is unlimited.
+        tokens_per_minute: of prompts and answers of one token or address; 0 is unlimited.
         failures_per_minute: wrong tokens and links of one address; 0 is unlimited.
         connections: open at once; the ones longest idle make way.
         connections_per_address: the same for one address, trusted proxies excepted; 0 is unlimited.
         slow_seconds: for a request's head to arrive, and for the next bytes of its body.
         idle_seconds: for which a connection stays open between two requests.
+        fetch_images: let requests name images by ``http`` addresses.
+        fetch_mb: size of such an image in MiB.
+        fetch_seconds: for it to come, in all.
+        drain_seconds: for answers under way to end when the service is told to stop.
     """
 
     __pydantic_config__ = _KNOWN_KEYS
@@ -221,21 +239,16 @@ class LimitSettings:
     audio_seconds: Annotated[float, Strict(), Field(gt=0, le=3600, allow_inf_nan=False)] = 60.0
     queue: Annotated[int, Strict(), Field(ge=1, le=100_000)] = 256
     requests_per_minute: Annotated[int, Strict(), Field(ge=0, le=1_000_000)] = 0
+    tokens_per_minute: Annotated[int, Strict(), Field(ge=0, le=1_000_000_000)] = 0
     failures_per_minute: Annotated[int, Strict(), Field(ge=0, le=1_000_000)] = 30
     connections: Annotated[int, Strict(), Field(ge=16, le=1_000_000)] = 4096
     connections_per_address: Annotated[int, Strict(), Field(ge=0, le=1_000_000)] = 512
     slow_seconds: Annotated[int, Strict(), Field(ge=1, le=3600)] = 15
     idle_seconds: Annotated[int, Strict(), Field(ge=1, le=3600)] = 75
-
-
-@dataclass(frozen=True)
-class BackendSettings:
-    """What computes the answers."""
-
-    __pydantic_config__ = _KNOWN_KEYS
-
-    kind: Literal["native", "vllm"] = "native"
-    url: str | None = None
+    fetch_images: Switch = False
+    fetch_mb: Annotated[int, Strict(), Field(ge=1, le=1024)] = 16
+    fetch_seconds: Annotated[int, Strict(), Field(ge=1, le=600)] = 10
+    drain_seconds: Annotated[int, Strict(), Field(ge=0, le=3600)] = 25
 
 
 @dataclass(frozen=True)
@@ -295,12 +308,7 @@ class Settings:
 
 
 # Keys whose feature another version brings: (section, key, the values that are fine).
-_NOT_BUILT: tuple[tuple[str, str, tuple[object, ...]], ...] = (
-    ("model", "in_flight", ("pin",)),
-    ("update", "channel", ("stable",)),
-    ("backend", "kind", ("native",)),
-    ("backend", "url", (None,)),
-)
+_NOT_BUILT: tuple[tuple[str, str, tuple[object, ...]], ...] = (("update", "channel", ("stable",)),)
 
 
 def load_settings(path: Path | None, **overrides: Any) -> Settings:

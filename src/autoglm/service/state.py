@@ -13,12 +13,16 @@ from starlette.requests import HTTPConnection
 from autoglm.device import Agent, Updater
 from autoglm.hub import Hub
 from autoglm.service.access import Access
+from autoglm.service.fetching import ImageFetcher
+from autoglm.service.http_metrics import HttpMetrics
 from autoglm.service.pictures import DecodedImages
 from autoglm.service.problems import APIError
 from autoglm.service.settings import Settings
 
 if TYPE_CHECKING:
-    from autoglm.engine import Engine  # a process that is a hub only goes without the model's libraries
+    from autoglm.service.start import (
+        Backend,
+    )  # a process that is a hub only goes without the model's libraries
 
 # Decoding a large image takes a core and its pixels' memory: this many at once, the others wait.
 MAX_DECODING = 2
@@ -39,10 +43,12 @@ class ServiceState:
         created: when this service began, seconds since 1970.
         decoding: the tickets for decoding media.
         images: pictures decoded lately.
+        metrics: counts the requests.
+        fetcher: gets images from addresses, where that is allowed.
     """
 
     settings: Settings
-    engine: Engine | None
+    engine: Backend | None
     access: Access
     hub: Hub | None = None
     updater: Updater | None = None
@@ -51,11 +57,23 @@ class ServiceState:
     created: int = field(default_factory=lambda: int(time.time()))
     decoding: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(MAX_DECODING))
     images: DecodedImages = field(default_factory=DecodedImages)
+    metrics: HttpMetrics = field(default_factory=HttpMetrics)
+    fetcher: ImageFetcher = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.fetcher = ImageFetcher(self.settings.limits)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names that clients may ask for, the model's own first."""
         return (self.settings.model.name, *self.settings.model.aliases)
+
+    @property
+    def unready(self) -> str | None:
+        """Why requests are not answered just now; None when they are."""
+        if self.stopping:
+            return "the service is stopping"
+        return None if self.engine is None else self.engine.trouble
 
     @property
     def some_hub(self) -> Hub:
@@ -65,11 +83,26 @@ class ServiceState:
         return self.hub
 
     @property
-    def some_engine(self) -> Engine:
+    def some_engine(self) -> Backend:
         """The engine, on routes that exist only where there is one."""
         if self.engine is None:
             raise APIError(409, "this process is a hub only", type="conflict_error", code="E_CONFLICT")
         return self.engine
+
+    def require_own_model(self, what: str) -> None:
+        """See that the project's own engine answers.
+
+        Raises:
+            APIError: vLLM servers do, which serve a chat model; ``what`` is what they do not have.
+        """
+        if self.settings.backend.kind == "vllm":
+            message = f"{what} are not available with the vLLM backend"
+            raise APIError(400, message, code="unsupported_parameter")
+
+    def nudge(self) -> None:
+        """Let this process's engine ask its hub now, unless operators alone decide when it is updated."""
+        if self.agent is not None and self.settings.update.automatic:
+            self.agent.update_now()
 
     def version_of(self, model: str) -> str | None:
         """Return the version that ``name@version`` pins, None for a plain name.

@@ -11,8 +11,8 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
@@ -31,11 +31,48 @@ from autoglm.service.replies import (
 )
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 _Arrival = tuple[int, TextDelta | Finished | AutoGLMError]
 
 
-def _event(body: dict[str, Any]) -> bytes:
+def server_event(body: dict[str, Any]) -> bytes:
+    """Return one server-sent event."""
     return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+def broken(error: AutoGLMError) -> bytes:
+    """Return the last event of a stream that came to an error, and log it."""
+    _log.error("a stream broke off: %s", error)
+    return server_event(problem_of(error).body)
+
+
+class Metered(Generation):
+    """A generation whose tokens are counted as they come; each choice of a request counts its prompt.
+
+    Args:
+        generation: what it stands for.
+        spend: is told of so many more tokens.
+    """
+
+    def __init__(self, generation: Generation, spend: Callable[[int], None]) -> None:
+        super().__init__(generation.release, generation.fingerprint)
+        self._inner, self._spend = generation, spend
+
+    def cancel(self) -> None:
+        """End the request."""
+        self._inner.cancel()
+
+    async def __aiter__(self) -> AsyncIterator[TextDelta | Finished]:
+        """Yield its events."""
+        counted = 0
+        async for event in self._inner:
+            if isinstance(event, TextDelta):
+                tokens = len(event.token_ids)
+            else:
+                tokens = event.usage.prompt_tokens + event.usage.completion_tokens - counted
+            counted += tokens
+            self._spend(tokens)
+            yield event
 
 
 class ChunkStream(StreamingResponse):
@@ -64,24 +101,23 @@ async def stream_chunks(
     extra = {"usage": None} if include_usage else {}
     endings: list[Finished] = []
     for index in range(len(generations)):
-        yield _event(chunk_body(head, index, {"role": "assistant", "content": ""}) | extra)
-    async with contextlib.aclosing(_merge(generations)) as arrivals:
+        yield server_event(chunk_body(head, index, {"role": "assistant", "content": ""}) | extra)
+    async with contextlib.aclosing(merge(generations)) as arrivals:
         async for index, event in arrivals:
             if isinstance(event, AutoGLMError):
-                _log.error("a stream broke off: %s", event)
-                yield _event(problem_of(event).body)
+                yield broken(event)
                 return
             if isinstance(event, Finished):
                 endings.append(event)
                 if rest := presenters[index].finish():
-                    yield _event(chunk_body(head, index, rest) | extra)
+                    yield server_event(chunk_body(head, index, rest) | extra)
                 reason = presenters[index].reason(event)
-                yield _event(chunk_body(head, index, {}, finish_reason=reason) | extra)
+                yield server_event(chunk_body(head, index, {}, finish_reason=reason) | extra)
             elif fields := presenters[index].fields(event):
-                yield _event(chunk_body(head, index, fields, **_logprobs(event, fields)) | extra)
+                yield server_event(chunk_body(head, index, fields, **_logprobs(event, fields)) | extra)
     if include_usage:
         usage = usage_body(ending.usage for ending in endings)
-        yield _event(head.body("chat.completion.chunk") | {"choices": [], "usage": usage})
+        yield server_event(head.body("chat.completion.chunk") | {"choices": [], "usage": usage})
     yield b"data: [DONE]\n\n"
 
 
@@ -91,8 +127,8 @@ def _logprobs(event: TextDelta, fields: dict[str, Any]) -> dict[str, Any]:
     return {"logprobs": {"content": [logprob_body(entry) for entry in event.logprobs], "refusal": None}}
 
 
-async def _merge(generations: Sequence[Generation]) -> AsyncGenerator[_Arrival]:
-    """Yield (index, event) of all generations as they come, an error as the last."""
+async def merge(generations: Sequence[Generation]) -> AsyncGenerator[_Arrival]:
+    """Yield ``(index, event)`` of all generations as they come, an error as the last."""
     inbox: asyncio.Queue[_Arrival] = asyncio.Queue()
     tasks = [asyncio.create_task(_forward(i, generation, inbox)) for i, generation in enumerate(generations)]
     try:
@@ -116,6 +152,21 @@ async def _forward(index: int, generation: Generation, inbox: asyncio.Queue[_Arr
         inbox.put_nowait((index, error))
 
 
+async def all_begun(generations: Sequence[Generation]) -> None:
+    """Wait until all are being computed, so that what refuses one still becomes the answer's status.
+
+    Raises:
+        EngineError: one was refused; all are cancelled.
+    """
+    try:
+        for generation in generations:
+            await generation.begun()
+    except BaseException:
+        for generation in generations:
+            generation.cancel()
+        raise
+
+
 async def collect(request: Request, generations: Sequence[Generation]) -> list[list[TextDelta | Finished]]:
     """Return the events of all generations once they have ended, one list each.
 
@@ -124,6 +175,7 @@ async def collect(request: Request, generations: Sequence[Generation]) -> list[l
         ClientDisconnect: the client went away first; all are cancelled.
     """
     work = asyncio.gather(*(_events(generation) for generation in generations))
+    work.add_done_callback(_heard)
     gone = asyncio.create_task(_disconnected(request))
     try:
         await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -136,6 +188,31 @@ async def collect(request: Request, generations: Sequence[Generation]) -> list[l
             generation.cancel()
         if not work.done():
             work.cancel()
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Return what ``work`` returns; cancel it when the client goes away first.
+
+    Raises:
+        ClientDisconnect: the client went away.
+        Exception: whatever ``work`` raises.
+    """
+    task, gone = asyncio.create_task(work), asyncio.create_task(_disconnected(request))
+    task.add_done_callback(_heard)
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        gone.cancel()
+        task.cancel()
+
+
+def _heard(work: asyncio.Future[Any]) -> None:
+    """Take note of how work ended: nobody else does after its client went away, and asyncio would log it."""
+    if not work.cancelled():
+        work.exception()
 
 
 async def _events(generation: Generation) -> list[TextDelta | Finished]:

@@ -64,6 +64,20 @@ class ChosenTool(_Part):
     function: FunctionName
 
 
+class AllowedSet(_Part):
+    """Some of the tools, and whether one of them must be called."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ChosenTool], Field(min_length=1, max_length=MAX_TOOLS)]
+
+
+class AllowedTools(_Part):
+    """Only some of the tools may be called."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedSet
+
+
 class CalledFunction(_Part):
     """A call that an earlier answer made; ``arguments`` is JSON as text."""
 
@@ -111,7 +125,7 @@ class AnswerFormat(_Part):
         return JsonAnswer(self.json_schema.definition)
 
 
-ToolChoice = Literal["none", "auto", "required"] | ChosenTool
+ToolChoice = Literal["none", "auto", "required"] | ChosenTool | AllowedTools
 ToolSpecs = Annotated[list[ToolSpec], Field(max_length=MAX_TOOLS)]
 
 
@@ -124,14 +138,25 @@ def tools_of(specs: Sequence[ToolSpec] | None, choice: ToolChoice | None) -> tup
     tools = tuple(spec.function.tool for spec in specs or ())
     if len({tool.name for tool in tools}) != len(tools):
         raise RequestError("two tools have the same name", param="tools")
-    if isinstance(choice, ChosenTool):
-        wanted = choice.function.name
-        tools = tuple(tool for tool in tools if tool.name == wanted)
-        if not tools:
+    for wanted in _named(choice):
+        if wanted not in {tool.name for tool in tools}:
             raise RequestError(f"the tool {wanted!r} is not among the tools", param="tool_choice")
+    if named := _named(choice):
+        tools = tuple(tool for tool in tools if tool.name in named)
     if choice == "required" and not tools:
         raise RequestError("a call is required, but no tool is given", param="tool_choice")
     return () if choice == "none" else tools
+
+
+def _named(choice: ToolChoice | None) -> list[str]:
+    """Return the names of the tools that may be called; none when all may."""
+    if isinstance(choice, ChosenTool):
+        return [choice.function.name]
+    return (
+        [each.function.name for each in choice.allowed_tools.tools]
+        if isinstance(choice, AllowedTools)
+        else []
+    )
 
 
 def structure_of(
@@ -147,4 +172,6 @@ def structure_of(
         return answer
     is_named = isinstance(choice, ChosenTool)
     is_required = is_named or choice == "required"
+    if isinstance(choice, AllowedTools):
+        is_required = choice.allowed_tools.mode == "required"
     return ToolAnswer(tools, None if is_required else answer, is_required, parallel and not is_named)

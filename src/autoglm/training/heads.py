@@ -21,8 +21,10 @@ AUX_BLOCKS = 3  # the auxiliary losses read the stream after this many blocks
 _BACKGROUND_WEIGHT = 0.1
 _KEY_GAIN = 1.4
 _LOOK_UP_GAIN = 0.5
+# In bins, where an axis has 32; with more bins they grow, so that they stay the same shares of a screen.
 _BIN_SMOOTHING = 2.0
 _BIN_SOFTENING = 1.0
+_BINS = 32
 
 
 class TrainingHeads(nn.Module):
@@ -85,7 +87,9 @@ def start_look_up(model: PhoneModel, generator: torch.Generator) -> None:
     for block in model.layers[AUX_BLOCKS:]:
         _start_block(block)
     index = torch.arange(image.bins).float()
-    near = torch.exp(-((index[:, None] - index[None]) ** 2) / (2 * _BIN_SMOOTHING**2))
+    near = torch.exp(
+        -((index[:, None] - index[None]) ** 2) / (2 * (_BIN_SMOOTHING * image.bins / _BINS) ** 2)
+    )
     for first in (image.x_token, image.y_token):
         noise = torch.randn(image.bins, model.config.width, generator=generator)
         model.table.weight[first : first + image.bins] = F.normalize(near @ noise, dim=-1)
@@ -106,13 +110,18 @@ def _start_block(block: Block) -> None:
     block.attention_post_norm.weight.fill_(_LOOK_UP_GAIN)
 
 
+def soften_coordinates(bins: int) -> Tensor:
+    """Return the target distribution (bins, bins) of every coordinate, blurred over its neighbours."""
+    index = torch.arange(bins).float()
+    near = torch.exp(-((index[:, None] - index[None]) ** 2) / (2 * (_BIN_SOFTENING * bins / _BINS) ** 2))
+    return near / near.sum(1, keepdim=True)
+
+
 def soft_targets(config: ModelConfig) -> Tensor:
     """Return the target distribution of every token (V, V): one-hot, coordinates blurred over neighbours."""
     table = torch.eye(config.vocab_size)
     image = config.image
-    index = torch.arange(image.bins).float()
-    near = torch.exp(-((index[:, None] - index[None]) ** 2) / (2 * _BIN_SOFTENING**2))
-    near = near / near.sum(1, keepdim=True)
+    near = soften_coordinates(image.bins)
     for first in (image.x_token, image.y_token):
         last = first + image.bins
         table[first:last] = 0

@@ -8,8 +8,8 @@ from pathlib import Path
 from autoglm.errors import ConfigError
 from autoglm.training.trainer import CURVE_NAME
 
-_LOSSES = ("image_loss", "audio_loss", "text_loss", "patch_loss", "ctc")
-_SHARES = ("patch", "tap", "image_token", "audio_token", "text_token")
+_LOSSES = ("image_loss", "audio_loss", "text_loss", "patch_loss", "ctc", "kl_loss", "hidden_loss")
+_SHARES = ("patch", "tap", "image_token", "audio_token", "text_token", "agreement")
 
 
 def read_curve(run: Path) -> list[dict[str, float | str]]:

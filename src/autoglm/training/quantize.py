@@ -22,7 +22,7 @@ from autoglm.errors import ConfigError, HealthError
 from autoglm.files import publish_tree
 from autoglm.model.checkpoint import write_release
 from autoglm.model.codes import unpack
-from autoglm.model.config import CONFIGS, ModelConfig
+from autoglm.model.config import ModelConfig
 from autoglm.model.prompt import conversation
 from autoglm.model.weights import (
     SCALE_SUFFIX,
@@ -37,7 +37,7 @@ from autoglm.releases import HealthCheck, HealthPrompt, Manifest
 from autoglm.training.dialogue import Release, knowledge, new_intents
 from autoglm.training.generate import generate
 from autoglm.training.retention import Evaluate, Retention
-from autoglm.training.trainer import CHECKPOINT_NAME
+from autoglm.training.sources import read_run, run_config
 
 MODEL, NAME, CHANNEL = "autoglm-phone-9b", "autoglm-phone-nano", "stable"
 VARIANTS: Mapping[int, str] = MappingProxyType({8: "nano-int8", 4: "nano-int4"})  # by bits
@@ -79,7 +79,7 @@ def quantize_run(
     base: Path | None = None,
     bits: Bits = 8,
     group: int = 64,
-    config: ModelConfig = CONFIGS["nano"],
+    config: ModelConfig | None = None,
 ) -> Manifest:
     """Write the release directory of a finished run.
 
@@ -90,13 +90,14 @@ def quantize_run(
         base: the release that it follows; its scales are kept where they still fit.
         bits: of the blocks' matrices; all others are INT8.
         group: columns that share a scale, where they are INT4 and there is no base.
-        config: the model's sizes.
+        config: the model's sizes; None: as the run says.
 
     Raises:
         ConfigError: the run has no checkpoint, the base is of another variant, or the groups do not fit.
         HealthError: the quantised model fails its own self-test; nothing is left at ``target``.
     """
     state = read_run(run)
+    config = config or run_config(run)
     scales = None if base is None else _scales_of(base, VARIANTS[bits])
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tmp-quantize-", dir=target.parent) as scratch:
@@ -124,22 +125,6 @@ def quantize_run(
     return manifest
 
 
-def read_run(run: Path) -> dict[str, Tensor]:
-    """Return the float weights of a run.
-
-    Raises:
-        ConfigError: it has no checkpoint, or trained an adapter and not weights.
-    """
-    path = run / CHECKPOINT_NAME
-    if not path.exists():
-        raise ConfigError(f"{run} holds no {CHECKPOINT_NAME}: train first")
-    content = torch.load(path, weights_only=True)
-    if content.get("adapter") is not None:
-        raise ConfigError(f"{run} trained an adapter: merge it with `autoglm model merge`")
-    state: dict[str, Tensor] = content["model"]
-    return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
-
-
 def _scales_of(base: Path, variant: str) -> dict[str, Tensor]:
     found = Manifest.read(base).variant
     if found != variant:
@@ -154,7 +139,7 @@ def measure_retention(
     evaluate: Evaluate,
     *,
     base_run: Path | None = None,
-    config: ModelConfig = CONFIGS["nano"],
+    config: ModelConfig | None = None,
 ) -> Retention:
     """Measure what share of a fine-tune's gain its release holds.
 
@@ -164,11 +149,12 @@ def measure_retention(
         base: the release that it follows.
         evaluate: the loss on held-out items.
         base_run: the run whose weights the fine-tune began with; None when it began with ``base`` itself.
-        config: the model's sizes.
+        config: the model's sizes; None: as the run says.
 
     Raises:
         ConfigError: a run has no checkpoint.
     """
+    config = config or run_config(run)
     shipped = evaluate(read_weights(base / WEIGHTS_NAME, config))
     return Retention(
         base_float=shipped if base_run is None else evaluate(read_run(base_run)),

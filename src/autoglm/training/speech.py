@@ -83,7 +83,9 @@ class _Plan:
     noise_seed: int
 
 
-def synthesize(text: str, voice: str = "", rate_wpm: int = 170, pitch: int = 50) -> np.ndarray:
+def synthesize(
+    text: str, voice: str = "", rate_wpm: int = 170, pitch: int = 50, *, language: str = ""
+) -> np.ndarray:
     """Speak ``text`` with espeak-ng, in Chinese where it holds a Chinese character, else in English.
 
     Args:
@@ -91,6 +93,7 @@ def synthesize(text: str, voice: str = "", rate_wpm: int = 170, pitch: int = 50)
         voice: the variant, such as ``"+m1"``; ``""`` is the plain voice.
         rate_wpm: words a minute, 80 to 450.
         pitch: 0 to 99.
+        language: espeak-ng's name of a language or accent, in place of the choice by the text.
 
     Returns:
         float32 of shape (samples,): mono, 16 kHz, silence trimmed to 50 ms at both ends.
@@ -98,7 +101,7 @@ def synthesize(text: str, voice: str = "", rate_wpm: int = 170, pitch: int = 50)
     Raises:
         ConfigError: espeak-ng is missing or fails, or nothing audible came out.
     """
-    language = "cmn-latn-pinyin" if is_chinese(text) else "en"
+    language = language or ("cmn-latn-pinyin" if is_chinese(text) else "en")
     command = [
         "espeak-ng",
         "-v",

@@ -30,6 +30,8 @@ from autoglm.files import make_directory, write_durably
 from autoglm.model.config import CONFIGS, ModelConfig
 from autoglm.model.network import PhoneModel
 from autoglm.model.tokenizer import Tokenizer
+from autoglm.model.weights import CONFIG_NAME
+from autoglm.training import distributed
 from autoglm.training.adapter import AdapterConfig, attach
 from autoglm.training.batches import Batch, Batches
 from autoglm.training.dialogue import knowledge, new_intents, spoken_questions
@@ -91,9 +93,12 @@ class Trainer:
         if (recipe.base is not None) != (start is not None):
             raise ConfigError("a fine-tune, and only a fine-tune, starts from the weights of a release")
         make_directory(directory)
+        if distributed.is_first():
+            write_durably(directory / CONFIG_NAME, config.to_json().encode())
         self.directory, self.recipe, self.seed, self.config = directory, recipe, seed, config
         torch.manual_seed(seed)
-        self.tokenizer = Tokenizer.from_bytes(self._tokenizer_text(tokenizer).encode())
+        with distributed.first_before_others():
+            self.tokenizer = Tokenizer.from_bytes(self._tokenizer_text(tokenizer).encode())
         self.batches = Batches(self.tokenizer, config)
         self.model = PhoneModel(config)
         self.model.image.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -108,10 +113,19 @@ class Trainer:
         self.targets = soft_targets(config)
         self.measures: dict[str, float] = {}
         self.stage_index, self.step, self.seconds = 0, 0, 0.0
+        self._prepare()
         self.optimizer = self._new_optimizer()
         self._clips: list[Clip] | None = None
         self._fixed: list[Batch] = []
         self._resume()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes and shows its progress."""
+        return distributed.is_first()
+
+    def _prepare(self) -> None:
+        """Set up what a kind of run needs beside its recipe; called once, before a checkpoint is read."""
 
     def run(self, progress: Any = None) -> dict[str, float]:
         """Train to the end of the recipe.
@@ -148,7 +162,7 @@ class Trainer:
         saved = time.monotonic()
         while self.step < stage.steps:
             began = time.monotonic()
-            self._train_step(stage, self._draw(stage))
+            self._train_step(stage, distributed.share(self._draw(stage)))
             self.step += 1
             self.seconds += time.monotonic() - began
             self._check(stage)
@@ -213,13 +227,14 @@ class Trainer:
     def clips(self) -> list[Clip]:
         """Return the training clips, synthesised at first use."""
         if self._clips is None:
-            self._clips = cached_clips(
-                self.directory / "clips.npz",
-                self.seed,
-                self.recipe.num_clips,
-                labels=self.recipe.labels + self.recipe.focus * _FOCUS_REPEATS,
-                question_share=QUESTION_SHARE,
-            )
+            with distributed.first_before_others():
+                self._clips = cached_clips(
+                    self.directory / "clips.npz",
+                    self.seed,
+                    self.recipe.num_clips,
+                    labels=self.recipe.labels + self.recipe.focus * _FOCUS_REPEATS,
+                    question_share=QUESTION_SHARE,
+                )
         return self._clips
 
     # One step
@@ -236,6 +251,7 @@ class Trainer:
             raise EngineError(f"the loss is {loss.item()} in stage {stage.name} at step {self.step}")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        distributed.average_gradients(self._parameters())
         nn.utils.clip_grad_norm_(self._parameters(), _CLIP)
         self.optimizer.step()
         if stage.anchor > 0:
@@ -269,9 +285,14 @@ class Trainer:
             self._measure("ctc", sound)
         return total
 
-    def _forward(self, stage: Stage, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the final stream, the stream after the middle block, and the embedded media."""
-        model = self.model
+    def _forward(
+        self, stage: Stage, batch: Batch, model: PhoneModel | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the final stream, the stream after the middle block, and the embedded media.
+
+        Of the model in training, or of another one, such as its teacher.
+        """
+        model = model or self.model
         ids, positions, bias = batch.ids, batch.positions, batch.bias
         stem = torch.zeros(())
         if stage.labels_only:  # the questions are not read yet: leave them out
@@ -281,7 +302,7 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16):
             x = model.embed_tokens(ids)
             if batch.media is not None:
-                stem, media = self._embed(batch)
+                stem, media = self._embed(batch, model)
                 begin, end = batch.media_at, batch.media_at + media.shape[1]
                 x = torch.cat([x[:, :begin], media, x[:, end:]], 1)
             hidden, middle = model(
@@ -293,8 +314,7 @@ class Trainer:
             )
         return hidden, middle, stem
 
-    def _embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        model = self.model
+    def _embed(self, batch: Batch, model: PhoneModel) -> tuple[Tensor, Tensor]:
         assert batch.media is not None
         if batch.kind == "audio":
             return torch.zeros(()), model.embed_audio(batch.media)
@@ -358,24 +378,30 @@ class Trainer:
         if stage.gate is None or self.step != stage.gate[1]:
             return
         name, _, least = stage.gate
-        if self.measures.get(name, 0.0) < least:
+        reached = distributed.average_measures(self.measures).get(name, 0.0)
+        if reached < least:
             raise EngineError(
-                f"stage {stage.name} reached {name} {self.measures.get(name, 0.0):.3f} at step {self.step}, "
+                f"stage {stage.name} reached {name} {reached:.3f} at step {self.step}, "
                 f"less than {least}: it will not recover; see the curve in {self.directory}"
             )
 
     def _report(self, stage: Stage) -> None:
         line = {"stage": stage.name, "step": self.step, "seconds": round(self.seconds, 1)}
-        line |= {name: round(value, 4) for name, value in self.measures.items()}
+        measures = distributed.average_measures(self.measures)
+        line |= {name: round(value, 4) for name, value in measures.items()}
+        if not distributed.is_first():
+            return
         with (self.directory / CURVE_NAME).open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def save(self) -> None:
-        """Write the checkpoint, durably.
+        """Write the checkpoint, durably; of several processes the first one does.
 
         Raises:
             StorageError: the disk refused; the last checkpoint is untouched.
         """
+        if not distributed.is_first():
+            return
         content = {
             "recipe": self.recipe.release,
             "seed": self.seed,

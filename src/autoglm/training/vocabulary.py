@@ -50,7 +50,8 @@ def corpus(seed: int = 0) -> Iterator[str]:
     yield AGENT_SYSTEM_PROMPT
 
 
-def _pre_tokenizer() -> Any:
+def pre_tokenizer() -> Any:
+    """Return how text is cut before merging: Chinese characters alone, the rest by GPT-2's rule."""
     return pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(_HAN, "isolated"),
@@ -62,7 +63,7 @@ def _pre_tokenizer() -> Any:
 def _learn_merges(num_merges: int) -> list[tuple[str, str]]:
     """Return at most ``num_merges`` merges over the byte-level alphabet."""
     learner = Tokenizer(models.BPE())
-    learner.pre_tokenizer = _pre_tokenizer()
+    learner.pre_tokenizer = pre_tokenizer()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=len(alphabet) + num_merges, initial_alphabet=alphabet, min_frequency=2, show_progress=False
@@ -99,7 +100,7 @@ def build_tokenizer(vocab_size: int) -> str:
             vocabulary[left + right] = MERGE_TOKEN + len(kept)
             kept.append((left, right))
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=kept))
-    tokenizer.pre_tokenizer = _pre_tokenizer()
+    tokenizer.pre_tokenizer = pre_tokenizer()
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in fixed])
     # Not as whole words only: in "点击Maps" a Chinese character, a word character, stands before the label.

@@ -1,0 +1,294 @@
+"""The small models' lessons: what each step shows the network, and what is asked of it.
+
+The batch of a step comes from the seed, the lesson's name and the step alone; the recordings it draws from
+are prepared beforehand in the run's directory (see :mod:`autoglm.training.recordings`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from autoglm.files import make_directory, write_durably
+from autoglm.model.config import CONFIGS, ModelConfig
+from autoglm.model.network import PhoneModel, span_bias
+from autoglm.model.tokenizer import Tokenizer
+from autoglm.model.weights import CONFIG_NAME, TOKENIZER_NAME
+from autoglm.training.ahead import Ahead, Drawn, Order
+from autoglm.training.circuits import MIDDLE, Circuits, patch_accuracy, patch_loss
+from autoglm.training.course import Course, Lesson
+from autoglm.training.heads import soften_coordinates, start_look_up
+from autoglm.training.lexicon import build_lexicon
+from autoglm.training.recordings import Recording, RecordingStore
+from autoglm.training.rows import IGNORED, Batch
+from autoglm.training.scenes.asking import named
+from autoglm.training.teaching import Teacher
+from autoglm.training.utterances import spoken_characters
+
+LOOK_AHEAD = 100  # steps; the pool takes as many of them as its processes can use
+Measured = tuple[Tensor, dict[str, Tensor]]
+
+
+def run_tokenizer(directory: Path, config: ModelConfig) -> Tokenizer:
+    """Return a run's tokenizer, built at first use."""
+    make_directory(directory)
+    path = directory / TOKENIZER_NAME
+    if not path.exists():
+        write_durably(path, build_lexicon(config.vocab_size, config.image.bins).encode())
+    return Tokenizer.from_file(path)
+
+
+def run_alphabet(directory: Path) -> str:
+    """Return the characters that a run's transcripts are made of, those known when it began."""
+    path = directory / "alphabet.txt"
+    if not path.exists():
+        write_durably(path, spoken_characters().encode())
+    return path.read_text()
+
+
+def recording_store(directory: Path, course: Course, seed: int) -> RecordingStore:
+    """Return the recordings of a run."""
+    return RecordingStore(directory / "recordings", seed, course.shards)
+
+
+class Classroom:
+    """A model with its auxiliary heads, and the data of a course."""
+
+    def __init__(
+        self,
+        directory: Path,
+        course: Course,
+        *,
+        seed: int = 0,
+        config: ModelConfig | None = None,
+        workers: int = 0,
+    ) -> None:
+        """Prepare a model and what it is taught.
+
+        Args:
+            directory: of the run.
+            course: what is taught.
+            seed: of everything.
+            config: sizes other than the course's.
+            workers: processes that draw screens ahead; the screens are the same.
+        """
+        self.directory, self.course, self.seed = directory, course, seed
+        self.config = config or CONFIGS[course.config]
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.tokenizer = run_tokenizer(directory, self.config)
+        write_durably(directory / CONFIG_NAME, self.config.to_json().encode())
+        self.teacher = Teacher(self.tokenizer, self.config, course.release)
+        torch.manual_seed(seed)
+        self.model = PhoneModel(self.config).to(self.device)
+        self.model.image.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.circuits = Circuits(self.config, self.tokenizer, run_alphabet(directory)).to(self.device)
+        self.ahead = Ahead(workers)
+        self._recordings: list[Recording] | None = None
+
+    @property
+    def name(self) -> str:
+        """What a checkpoint belongs to."""
+        return f"{self.course.name}/{self.config.name}"
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """What is trained."""
+        return {"model": self.model, "circuits": self.circuits}
+
+    def begin(self, lesson: Lesson) -> None:
+        """Start the look-up where the lesson wants it."""
+        if lesson.look_up:
+            start_look_up(self.model, torch.Generator().manual_seed(self.seed))
+
+    def recordings(self) -> list[Recording]:
+        """Return the recordings to train on, prepared at first use."""
+        if self._recordings is None:
+            store = recording_store(self.directory, self.course, self.seed)
+            store.prepare()
+            self._recordings = store.load()
+        return self._recordings
+
+    def draw(self, lesson: Lesson, step: int) -> Batch:
+        """Return the batch of a step."""
+        kind = lesson.mix[step % len(lesson.mix)]
+        count, manner = lesson.rows[kind], lesson.manner
+        if kind == "screen":
+            batch = self._screens(lesson, step)
+            assert isinstance(batch, Batch)
+            return batch
+        rng = random.Random(f"{self.seed}/{lesson.name}/{step}")
+        if kind == "speech":
+            return self.teacher.speech(rng, count, self.recordings(), manner)
+        return (self.teacher.text if kind == "text" else self.teacher.long)(rng, count, manner)
+
+    def _screens(self, lesson: Lesson, step: int) -> Drawn:
+        """Return the screens of a step, those of the coming steps ordered meanwhile."""
+        coming = [
+            self._order(lesson, later)
+            for later in range(step + 1, min(step + LOOK_AHEAD, lesson.steps))
+            if lesson.mix[later % len(lesson.mix)] == "screen"
+        ]
+        return self.ahead.get(self._order(lesson, step), coming)
+
+    def _order(self, lesson: Lesson, step: int) -> Order:
+        count = lesson.rows["screen"]
+        drawn = step % max(1, lesson.fixed // count) if lesson.fixed else step
+        return Order(
+            (self.directory / TOKENIZER_NAME).resolve(),
+            self.config,
+            self.course.release,
+            f"{self.seed}/{lesson.name}/{drawn}",
+            count,
+            lesson.manner,
+            lesson.primer(step),
+            lesson.labels_only,
+        )
+
+    def loss(self, lesson: Lesson, step: int) -> Measured:
+        """Return the loss of a step and what to measure."""
+        with torch.autocast(self.device.type, torch.bfloat16):
+            if lesson.labels_only:
+                return self._label_loss(lesson, step)
+            return self._answer_loss(lesson, self.draw(lesson, step).to(self.device))
+
+    # Labels alone
+
+    def _label_loss(self, lesson: Lesson, step: int) -> Measured:
+        drawn = self._screens(lesson, step)
+        assert isinstance(drawn, tuple)
+        images, classes, shares = (part.to(self.device) for part in drawn)
+        stem = self.model.image(images)
+        middle = self._through_middle(self.model.place_images(stem), self._image_positions(), None)
+        seen, measures = self._patch_losses(lesson, middle, stem, classes, shares)
+        name, found = self._name_loss(lesson, random.Random(f"{self.seed}/{lesson.name}/{step}/names"))
+        return seen + lesson.name_weight * name, {**measures, "name": found}
+
+    def _patch_losses(
+        self, lesson: Lesson, middle: Tensor, stem: Tensor, classes: Tensor, shares: Tensor
+    ) -> Measured:
+        """Return the weighted losses on what patches show, after the middle block and after the stem."""
+        logits = self.circuits.patch_logits(self.model.table.weight, middle)
+        first = self.circuits.stem_logits(stem)
+        losses = patch_loss(logits, classes, shares), patch_loss(first, classes, shares)
+        return lesson.patch_weight * losses[0] + lesson.stem_weight * losses[1], {
+            "patch_loss": losses[0].detach(),
+            "stem_loss": losses[1].detach(),
+            "patch": patch_accuracy(logits, classes),
+            "stem": patch_accuracy(first, classes),
+        }
+
+    def _image_positions(self) -> Tensor:
+        """Return the positions (N, 3) of an image's patches as they follow two tokens and its mark."""
+        image = self.config.image
+        shape = image.height // image.patch, image.width // image.patch
+        rows, columns = torch.arange(shape[0])[:, None].expand(shape), torch.arange(shape[1]).expand(shape)
+        places = torch.stack([torch.zeros(shape, dtype=torch.long), rows, columns], -1) + 3
+        return places.reshape(-1, 3).to(self.device)
+
+    def _through_middle(self, x: Tensor, positions: Tensor, bias: Tensor | None) -> Tensor:
+        _, middle = self.model(x.bfloat16(), positions, bias, hidden_after=MIDDLE, stop_after=MIDDLE)
+        return middle
+
+    def _name_loss(self, lesson: Lesson, rng: random.Random) -> tuple[Tensor, Tensor]:
+        """Return the loss of telling from a question's words which label they name, and the share told."""
+        known = (*self.teacher.words, *self.teacher.icons)
+        asked = [named(rng, known) for _ in range(lesson.rows["name"])]
+        texts = [self.tokenizer.encode(text) for text, _, _ in asked]
+        ends = [len(self.tokenizer.encode(text[:end])) - 1 for text, end, _ in asked]
+        ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
+        for i, text in enumerate(texts):
+            ids[i, : len(text)] = torch.tensor(text)
+        places = torch.arange(ids.shape[1])[:, None].expand(-1, 3) + rng.randint(0, 40)
+        x = self.model.embed_tokens(ids.to(self.device))
+        middle = self._through_middle(x, places.to(self.device), self._causal(ids.shape[1]))
+        last = middle[torch.arange(len(ends)), torch.tensor(ends)]
+        classes = torch.tensor([number for _, _, number in asked], device=self.device)
+        return self.circuits.name_loss(self.model.table.weight, last, classes)
+
+    def _causal(self, length: int) -> Tensor:
+        return span_bias(torch.zeros(length, dtype=torch.long)).to(self.device).bfloat16()
+
+    # Everything
+
+    def _answer_loss(self, lesson: Lesson, batch: Batch) -> Measured:
+        stem, media, x = self._embedded(batch)
+        hidden, middle = self.model(x.bfloat16(), batch.positions, batch.bias.bfloat16(), hidden_after=MIDDLE)
+        total, measures = self._word_loss(hidden, batch)
+        begin, end = batch.media_at, batch.media_at + media
+        if batch.classes is not None and batch.shares is not None:
+            seen, found = self._patch_losses(lesson, middle[:, begin:end], stem, batch.classes, batch.shares)
+            total, measures = total + seen, measures | found
+        if len(batch.names):
+            last = middle[batch.names[:, 0], batch.names[:, 1]]
+            name, share = self.circuits.name_loss(self.model.table.weight, last, batch.names[:, 2])
+            total, measures = total + lesson.name_weight * name, {**measures, "name": share}
+        if batch.kind == "speech" and lesson.sound_weight > 0:
+            sound = self.circuits.sound_loss(middle[:, begin:end], batch.transcripts)
+            total, measures = total + lesson.sound_weight * sound, {**measures, "ctc": sound.detach()}
+        if batch.words is not None and lesson.pair_weight > 0:
+            pair, share = self.circuits.pair_loss(
+                hidden[:, begin:end].float().mean(1), self._meant(batch.words)
+            )
+            total, measures = total + lesson.pair_weight * pair, {**measures, f"{batch.kind}_pair": share}
+        return total, measures
+
+    def _embedded(self, batch: Batch) -> tuple[Tensor, int, Tensor]:
+        """Return the stem's output, the number of media tokens, and the embedded rows (B, T, width)."""
+        x = self.model.embed_tokens(batch.ids)
+        if batch.media is None:
+            return torch.zeros(()), 0, x
+        stem = torch.zeros(())
+        if batch.kind == "screen":
+            stem = self.model.image(batch.media)
+            media = self.model.place_images(stem)
+        else:
+            media = self.model.embed_audio(batch.media)
+        begin, end = batch.media_at, batch.media_at + media.shape[1]
+        return stem, media.shape[1], torch.cat([x[:, :begin], media.to(x.dtype), x[:, end:]], 1)
+
+    def _word_loss(self, hidden: Tensor, batch: Batch) -> Measured:
+        """Return the loss on all tokens to be written, and how it went."""
+        asked = batch.targets != IGNORED
+        logits = self.model.logits(hidden[asked])
+        targets, weights = batch.targets[asked], batch.weights[asked]
+        each = soft_cross_entropy(logits, targets, self.config)
+        right = logits.argmax(-1) == targets
+        measures = {f"{batch.kind}_loss": (each * weights).sum() / weights.sum()}
+        measures[f"{batch.kind}_token"] = (right * weights).sum() / weights.sum()
+        place = self._is_place(targets) & (weights == 1)
+        if batch.kind == "screen" and bool(place.any()):
+            off = (logits.argmax(-1)[place] - targets[place]).abs()
+            measures["tap"] = (off <= 2).float().mean()
+        return measures[f"{batch.kind}_loss"], {name: value.detach() for name, value in measures.items()}
+
+    def _is_place(self, tokens: Tensor) -> Tensor:
+        image = self.config.image
+        return (tokens >= image.x_token) & (tokens < image.y_token + image.bins)
+
+    def _meant(self, words: Tensor) -> Tensor:
+        """Return the mean of the last stream over each text (B, width), as for an embedding."""
+        tokenizer = self.tokenizer
+        opening = torch.tensor([tokenizer.bos, tokenizer.user], device=self.device).expand(len(words), 2)
+        ids = torch.cat([opening, words], 1)
+        places = torch.arange(ids.shape[1], device=self.device)[:, None].expand(-1, 3)
+        x = self.model.embed_tokens(ids).bfloat16()
+        hidden, _ = self.model(x, places, self._causal(ids.shape[1]))
+        used = (words > 0)[..., None].float()
+        return (hidden[:, 2:].float() * used).sum(1) / used.sum(1)
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor, config: ModelConfig) -> Tensor:
+    """Return the cross entropy of each row of ``logits`` (N, V); coordinates are blurred over neighbours."""
+    scores = logits.float().log_softmax(-1)
+    plain = -scores.gather(1, targets[:, None])[:, 0]
+    for first in (config.image.x_token, config.image.y_token):
+        rows = ((targets >= first) & (targets < first + config.image.bins)).nonzero()[:, 0]
+        if len(rows):
+            near = soften_coordinates(config.image.bins).to(scores)[targets[rows] - first]
+            blurred = -(near * scores[rows, first : first + config.image.bins]).sum(-1)
+            plain = plain.index_copy(0, rows, blurred)
+    return plain

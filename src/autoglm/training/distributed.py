@@ -1,0 +1,104 @@
+"""Training on several processes, started by ``torchrun``: each takes its rows of every batch.
+
+The model is replicated. All processes draw the same batch, compute the gradient of their own rows, and step
+with the mean of all gradients, so a run on two processes follows the curve of a run on one, and either goes
+on from the other's checkpoint. The first process alone writes. Without ``torchrun`` every function here does
+nothing.
+
+Two things keep several processes from being one to the last bit: batch normalisation sees only a process's
+own rows, and rows of unequal weight are averaged by process.
+
+    $ torchrun --nproc-per-node 2 -m autoglm.cli model train v1.2
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Generator, Iterable, Mapping
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from autoglm.errors import ConfigError
+from autoglm.training.batches import Batch
+
+
+@contextlib.contextmanager
+def joined() -> Generator[None]:
+    """Join the other processes for as long as the body runs, where ``torchrun`` started this one."""
+    if not dist.is_torchelastic_launched():
+        yield
+        return
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def num_processes() -> int:
+    """Return how many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Tell whether this process is the one that writes."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+@contextlib.contextmanager
+def first_before_others() -> Generator[None]:
+    """Run the body in the first process, then in the others, which find what it made."""
+    if not is_first():
+        dist.barrier()
+    yield
+    if is_first() and num_processes() > 1:
+        dist.barrier()
+
+
+def share(batch: Batch) -> Batch:
+    """Return this process's rows of a batch.
+
+    Raises:
+        ConfigError: the batch has fewer rows than there are processes.
+    """
+    count, rows = num_processes(), len(batch.ids)
+    if count == 1:
+        return batch
+    if rows < count:
+        raise ConfigError(f"a batch of {rows} rows cannot be shared by {count} processes: start fewer")
+    mine = slice(dist.get_rank(), None, count)
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(batch):
+        value: Any = getattr(batch, field.name)
+        if isinstance(value, Tensor | tuple) and len(cast("Any", value)) == rows:
+            changed[field.name] = value[mine]
+    return dataclasses.replace(batch, **changed)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace every gradient by the mean over all processes."""
+    count = num_processes()
+    gradients = [p.grad for p in parameters if p.grad is not None] if count > 1 else []
+    if not gradients:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= count
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def average_measures(measures: Mapping[str, float]) -> dict[str, float]:
+    """Return the mean of every measure over the processes that have it; all of them must call this."""
+    if num_processes() == 1:
+        return dict(measures)
+    gathered: list[Any] = [None] * num_processes()
+    dist.all_gather_object(gathered, dict(measures))
+    everyone = cast("list[dict[str, float]]", gathered)
+    names = dict.fromkeys(name for each in everyone for name in each)
+    found = {name: [each[name] for each in everyone if name in each] for name in names}
+    return {name: sum(values) / len(values) for name, values in found.items()}

@@ -1,0 +1,392 @@
+"""Structured pruning: whole channels, heads and blocks go, by how much they did on calibration data.
+
+=====================  ==================================================================================
+what goes              what decides
+=====================  ==================================================================================
+feed-forward channels  mean size of the channel's activation, times the length of its column in ``down``
+query heads            mean length of what the head writes; of each KV group the same number stays
+width                  mean size of the stream's normalised channel over all blocks
+blocks                 1 - cosine between the stream before and after (block influence)
+embedders' inside      length of the column that reads the channel; it follows the width
+=====================  ==================================================================================
+
+What stays keeps its order and its values; only what one normalisation makes of fewer channels is set right.
+A pruned model is a starting point: distil it (:mod:`autoglm.training.distill`) before use.
+
+Sources: Minitron, arXiv:2407.14679 (activation importance); ShortGPT, arXiv:2403.03853 (block influence).
+
+    >>> importance = Calibrator(scratch, recipe, source, seed=0).measure()         # doctest: +SKIP
+    >>> state = prune(source.state, source.config, target, importance)             # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoglm.errors import ConfigError
+from autoglm.files import make_directory, write_durably
+from autoglm.model.config import ModelConfig
+from autoglm.model.weights import expected_tensors
+from autoglm.training.batches import Batch
+from autoglm.training.recipe import Recipe, Stage
+from autoglm.training.sources import Source, write_source
+from autoglm.training.trainer import Trainer
+
+KEPT_NAME = "kept.json"
+PRUNED = ("width", "num_layers", "num_heads", "ffn_width")  # the sizes that may become smaller
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How much every part did; larger is more.
+
+    Attributes:
+        width: (width,).
+        ffn: a block each (ffn_width,).
+        heads: a block each (num_heads,).
+        blocks: (num_layers,), block influence.
+    """
+
+    width: Tensor
+    ffn: list[Tensor]
+    heads: list[Tensor]
+    blocks: Tensor
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What stays, ascending indices.
+
+    Attributes:
+        width: channels of the stream.
+        blocks: blocks.
+        ffn: channels of each block that stays.
+        heads: query heads of each block that stays.
+    """
+
+    width: Tensor
+    blocks: list[int]
+    ffn: list[Tensor]
+    heads: list[Tensor]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for ``--json``; all indices from 0."""
+        return {
+            "width": self.width.tolist(),
+            "blocks": self.blocks,
+            "ffn": [each.tolist() for each in self.ffn],
+            "heads": [each.tolist() for each in self.heads],
+        }
+
+
+def target_config(config: ModelConfig, **sizes: int | None) -> ModelConfig:
+    """Return the sizes to prune to; those not given stay.
+
+    Raises:
+        ConfigError: a size would grow, or does not divide as the model needs.
+    """
+    chosen: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
+    target = dataclasses.replace(config, **chosen)
+    check_target(config, target)
+    return target
+
+
+def check_target(config: ModelConfig, target: ModelConfig) -> None:
+    """Refuse a target that pruning alone cannot reach.
+
+    Raises:
+        ConfigError: the message names the size.
+    """
+    for name in PRUNED:
+        old, new = getattr(config, name), getattr(target, name)
+        if not 0 < new <= old:
+            raise ConfigError(f"{name} is {old} and cannot be pruned to {new}")
+    same = {name: getattr(config, name) for name in PRUNED} | {"name": config.name}
+    if dataclasses.replace(target, **same) != config:
+        raise ConfigError(f"pruning changes {', '.join(PRUNED)} and nothing else")
+    if target.num_heads % config.num_kv_heads:
+        raise ConfigError(f"{target.num_heads} heads cannot be shared by {config.num_kv_heads} KV groups")
+
+
+# Calibration
+
+
+class Calibrator(Trainer):
+    """A run over the training data that learns nothing and measures what every part does."""
+
+    def __init__(
+        self, directory: Path, recipe: Recipe, source: Source, *, batches: int, seed: int = 0
+    ) -> None:
+        """Prepare to run ``batches`` batches like those of the recipe's last stage.
+
+        Args:
+            directory: for clips; a scratch directory.
+            recipe: whose data are used.
+            source: the model.
+            batches: batches to run.
+            seed: of the data.
+        """
+        self._source = source
+        stage = dataclasses.replace(recipe.stages[-1], name="calibrate", steps=batches, gate=None)
+        recipe = dataclasses.replace(recipe, stages=(stage,), base=None)
+        super().__init__(directory, recipe, seed=seed, tokenizer=source.tokenizer, config=source.config)
+
+    def _prepare(self) -> None:
+        self.model = self._source.load().model
+        layers, config = self.model.layers, self.config
+        self._width = torch.zeros(config.width)
+        self._ffn = [torch.zeros(config.ffn_width) for _ in layers]
+        self._heads = [torch.zeros(config.num_heads) for _ in layers]
+        self._change = torch.zeros(config.num_layers)
+        self._num_batches = 0
+
+    def measure(self, run: Callable[[Calibrator], None] | None = None) -> Importance:
+        """Run all batches, by ``run`` where it is given, and return what was measured."""
+        hooks = [hook for i in range(self.config.num_layers) for hook in self._watch(i)]
+        try:
+            (run or Trainer.run)(self)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        count = max(1, self._num_batches)
+        columns = [block.down.weight.float().norm(dim=0) for block in self.model.layers]
+        ffn = [seen / count * length for seen, length in zip(self._ffn, columns, strict=True)]
+        heads = [seen / count for seen in self._heads]
+        return Importance(self._width / count, ffn, heads, self._change / count)
+
+    def save(self) -> None:
+        """Keep nothing: a calibration is short, and begins anew."""
+
+    @torch.no_grad()
+    def _train_step(self, stage: Stage, batch: Batch) -> None:
+        self.model.eval()
+        self._loss(stage, batch)
+        self._num_batches += 1
+
+    def _watch(self, index: int) -> list[Any]:
+        """Hook one block: its streams, what its heads write, its feed-forward channels."""
+        block = self.model.layers[index]
+        dim, heads = self.config.head_dim, self.config.num_heads
+
+        def written(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            merged = inputs[0].float().flatten(0, -2).view(-1, heads, dim)
+            out = block.out.weight.float().view(-1, heads, dim)
+            self._heads[index] += torch.einsum("nhd,whd->nhw", merged, out).norm(dim=-1).mean(0)
+
+        def inner(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self._ffn[index] += inputs[0].float().flatten(0, -2).abs().mean(0)
+
+        def normalised(_module: nn.Module, _inputs: tuple[Tensor, ...], out: Tensor) -> None:
+            self._width += out.float().flatten(0, -2).abs().mean(0)
+
+        def passed(_module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+            same = torch.cosine_similarity(inputs[0].float(), out.float(), dim=-1)
+            self._change[index] += (1 - same).mean()
+
+        return [
+            block.out.register_forward_pre_hook(written),
+            block.down.register_forward_pre_hook(inner),
+            block.attention_norm.register_forward_hook(normalised),
+            block.ffn_norm.register_forward_hook(normalised),
+            block.register_forward_hook(passed),
+        ]
+
+
+# Choosing
+
+
+def choose(importance: Importance, config: ModelConfig, target: ModelConfig) -> Kept:
+    """Return what stays of a model with these importances.
+
+    Raises:
+        ConfigError: pruning cannot reach the target.
+    """
+    check_target(config, target)
+    blocks = _best(importance.blocks, target.num_layers).tolist()
+    groups = config.num_kv_heads
+    return Kept(
+        width=_best(importance.width, target.width),
+        blocks=blocks,
+        ffn=[_best(importance.ffn[i], target.ffn_width) for i in blocks],
+        heads=[_best_heads(importance.heads[i], groups, target.num_heads // groups) for i in blocks],
+    )
+
+
+def _best(scores: Tensor, count: int) -> Tensor:
+    return scores.topk(count).indices.sort().values
+
+
+def _best_heads(scores: Tensor, groups: int, count: int) -> Tensor:
+    """Return the ``count`` best heads of each KV group, so that every group keeps its keys' readers."""
+    size = len(scores) // groups
+    kept = [_best(scores[g * size : (g + 1) * size], count) + g * size for g in range(groups)]
+    return torch.cat(kept)
+
+
+# Cutting
+
+
+def prune(
+    state: Mapping[str, Tensor], config: ModelConfig, target: ModelConfig, importance: Importance
+) -> dict[str, Tensor]:
+    """Return the weights of the smaller model.
+
+    Args:
+        state: the weights of a model of the sizes ``config``; never changed.
+        config: its sizes.
+        target: the sizes wanted.
+        importance: measured by a :class:`Calibrator`.
+
+    Raises:
+        ConfigError: pruning cannot reach the target.
+    """
+    return cut(state, config, target, choose(importance, config, target))
+
+
+def cut(
+    state: Mapping[str, Tensor], config: ModelConfig, target: ModelConfig, kept: Kept
+) -> dict[str, Tensor]:
+    """Return the weights with only what is kept, as a model of the sizes ``target`` has them.
+
+    Works on the meta device too, where it moves no byte.
+    """
+    inside = _embedder_channels(state, target.width)
+    small: dict[str, Tensor] = {}
+    for name in expected_tensors(target):
+        old, number = _old_name(name, kept.blocks)
+        value = state[old]
+        for dim, axis in enumerate(_axes(name)):
+            index = _index(axis, number, config, kept, inside)
+            if index is not None:
+                value = value.index_select(dim, index.to(value.device))
+        small[name] = value
+    return _set_right(small, config, target)
+
+
+def _old_name(name: str, blocks: list[int]) -> tuple[str, int]:
+    """Return a weight's name before blocks went, and the place of its block among those that stay."""
+    found = re.match(r"blocks\.(\d+)\.(.+)", name)
+    if found is None:
+        return name, 0
+    number = int(found[1])
+    return f"blocks.{blocks[number]}.{found[2]}", number
+
+
+# What the dimensions of a weight run over, first match wins; "" is never pruned.
+_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (r"(table|head|modality)\.weight", ("", "width")),
+    (r"places\.project\.weight", ("width", "width")),
+    (r"image\.layers\.(9|10)\..*", ("image",)),
+    (r"image\.layers\.12\.weight", ("width", "image")),
+    (r"image\.layers\.12\.bias", ("width",)),
+    (r"image\.layers\..*", ()),
+    (r"image\.inner\..*", ("image",)),
+    (r"image\.outer\.weight", ("width", "image")),
+    (r"audio\.first.*", ()),
+    (r"audio\.second.*", ("audio",)),
+    (r"audio\.outer\.weight", ("width", "audio")),
+    (r"blocks\.\d+\.qkv\..*", ("qkv", "width")),
+    (r"blocks\.\d+\.out\.weight", ("width", "heads")),
+    (r"blocks\.\d+\.gate_up\.weight", ("gate_up", "width")),
+    (r"blocks\.\d+\.down\.weight", ("width", "ffn")),
+    (r".*norm\.weight|(image|audio)\.(outer\.bias|norm\.weight)", ("width",)),
+)
+
+
+def _axes(name: str) -> tuple[str, ...]:
+    axes = next((axes for pattern, axes in _AXES if re.fullmatch(pattern, name)), None)
+    if axes is None:
+        raise ConfigError(f"it is not known how to prune {name!r}")
+    return axes[:1] if name.endswith("bias") else axes
+
+
+def _index(
+    axis: str, number: int, config: ModelConfig, kept: Kept, inside: Mapping[str, Tensor]
+) -> Tensor | None:
+    """Return the indices that stay along one axis of a weight of the ``number``-th kept block."""
+    dim = config.head_dim
+    chosen: dict[str, Callable[[], Tensor]] = {
+        "width": lambda: kept.width,
+        "ffn": lambda: kept.ffn[number],
+        "gate_up": lambda: torch.cat([kept.ffn[number], kept.ffn[number] + config.ffn_width]),
+        "heads": lambda: _rows(kept.heads[number], dim),
+        "qkv": lambda: torch.cat(
+            [
+                _rows(kept.heads[number], dim),
+                torch.arange(config.num_heads * dim, (config.num_heads + 2 * config.num_kv_heads) * dim),
+            ]
+        ),
+    }
+    if axis in inside:
+        return inside[axis]
+    return chosen[axis]() if axis in chosen else None
+
+
+def _rows(heads: Tensor, dim: int) -> Tensor:
+    return (heads[:, None] * dim + torch.arange(dim)).flatten()
+
+
+def _embedder_channels(state: Mapping[str, Tensor], width: int) -> dict[str, Tensor]:
+    """Return the inner channels of the embedders that stay: those read with the longest columns."""
+    image = "image.layers.12.weight" if "image.layers.12.weight" in state else "image.outer.weight"
+    kept: dict[str, Tensor] = {}
+    for axis, name in (("image", image), ("audio", "audio.outer.weight")):
+        columns = state[name].flatten(1)
+        lengths = torch.ones(columns.shape[1]) if columns.is_meta else columns.float().norm(dim=0)
+        kept[axis] = _best(lengths, width)
+    return kept
+
+
+def _set_right(state: dict[str, Tensor], config: ModelConfig, target: ModelConfig) -> dict[str, Tensor]:
+    """Undo what a smaller width changes by itself: tied tables are scaled by the root of the width."""
+    if config.tie_embeddings and config.width != target.width:
+        factor = (config.width / target.width) ** 0.5
+        state["table.weight"] = state["table.weight"] * factor
+        state["norm.weight"] = state["norm.weight"] / factor  # the table is the head too
+    return state
+
+
+def prune_source(
+    source: Source,
+    target: ModelConfig,
+    output: Path,
+    recipe: Recipe,
+    *,
+    batches: int,
+    seed: int = 0,
+    run: Callable[[Calibrator], None] | None = None,
+) -> Kept:
+    """Calibrate, cut, and write the smaller model to ``output``, which a kill leaves as it was.
+
+    Args:
+        source: the model.
+        target: the sizes wanted.
+        output: a directory; :func:`~autoglm.training.sources.read_source` reads it.
+        recipe: whose data are used.
+        batches: batches of calibration data.
+        seed: of these.
+        run: runs the calibration, behind a progress bar for example.
+
+    Raises:
+        ConfigError: pruning cannot reach the target.
+        StorageError: the disk refused.
+    """
+    check_target(source.config, target)
+    make_directory(output)
+    with tempfile.TemporaryDirectory(prefix=".tmp-calibration-", dir=output) as scratch:
+        calibrator = Calibrator(Path(scratch), recipe, source, batches=batches, seed=seed)
+        importance = calibrator.measure(run)
+    kept = choose(importance, source.config, target)
+    write_source(output, target, cut(source.state, source.config, target, kept), source.tokenizer)
+    write_durably(output / KEPT_NAME, (json.dumps(kept.to_dict()) + "\n").encode())
+    return kept

@@ -1,0 +1,142 @@
+"""What a phone agent is told to do before a screen, and the one action that does it.
+
+Most tasks need a look: an app that stands on the screen is tapped, one that does not is launched.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from autoglm.training.actions import APPS, app_action, finish_action, is_chinese, is_held_out, tap_action
+from autoglm.training.intents import split
+from autoglm.training.scenes.asking import centre_of_box
+from autoglm.training.scenes.canvas import Element
+from autoglm.training.scenes.labels import Label
+from autoglm.training.scenes.scene import Scene
+
+AGENT_TASK_PROMPT = (
+    "你是手机操作助手。先在<think>里简短思考,再在<answer>里只写一个动作:"
+    'do(action="Launch", app="..")、do(action="Close", app="..")、do(action="Tap", element=[x,y])、'
+    'do(action="Type", text="..")、do(action="Swipe", start=[x,y], end=[x,y])、do(action="Back")、'
+    'do(action="Home")、do(action="Wait", duration="..")或finish(message="..")。'
+)
+
+# Of each list every fifth wording from the third on is held out of training; append at the end.
+_OPEN = {
+    "zh": ("打开{}", "进入{}", "帮我打开{}", "我想用{}", "去{}", "启动{}", "请打开{}"),
+    "en": ("open {}", "go to {}", "please open {}", "i want to use {}", "start {}", "show me {}"),
+}
+_FIXED: dict[str, dict[str, tuple[str, ...]]] = {
+    'do(action="Back")': {
+        "zh": ("返回上一页", "返回", "后退", "回到上一页", "退回去", "回上一级"),
+        "en": ("go back", "back", "return to the last page", "previous page", "step back", "one page back"),
+    },
+    'do(action="Home")': {
+        "zh": ("回到桌面", "返回桌面", "去主屏幕", "回主屏幕", "按主页键", "退到桌面"),
+        "en": ("go to the home screen", "home screen", "back to the launcher", "press home", "return home"),
+    },
+    'do(action="Swipe", start=[500,750], end=[500,250])': {
+        "zh": ("向上滑动", "往上滑", "上滑", "看下面的内容", "继续往下看"),
+        "en": ("swipe up", "scroll down", "slide up", "show what is below", "scroll further down"),
+    },
+    'do(action="Swipe", start=[500,250], end=[500,750])': {
+        "zh": ("向下滑动", "往下滑", "下滑", "看上面的内容", "回到上面"),
+        "en": ("swipe down", "scroll up", "slide down", "show what is above", "scroll back up"),
+    },
+    'do(action="Wait", duration="2 seconds")': {
+        "zh": ("等一下", "等待两秒", "稍等", "等页面加载", "等它加载完"),
+        "en": ("wait", "wait two seconds", "hold on", "let it load", "wait for the page"),
+    },
+    'finish(message="任务已完成。")': {
+        "zh": ("任务完成了", "已经好了", "结束任务", "完成了,结束吧", "可以结束了"),
+        "en": ("the task is done", "that is all", "end the task", "we are finished", "you can stop"),
+    },
+}
+_TYPE = {
+    "zh": ("输入{}", "在输入框里输入{}", "打字{}", "填上{}", "请输入{}"),
+    "en": ("type {}", "enter {}", "write {} in the field", "please type {}", "fill in {}"),
+}
+_TYPED = {
+    "zh": (
+        "你好",
+        "天气预报",
+        "明天见",
+        "附近的餐厅",
+        "生日快乐",
+        "谢谢",
+        "今晚吃什么",
+        "火车票",
+        "新年快乐",
+        "收到",
+    ),
+    "en": (
+        "hello",
+        "weather",
+        "see you tomorrow",
+        "pizza",
+        "happy birthday",
+        "thanks",
+        "train",
+        "good morning",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """An instruction before a screen.
+
+    Attributes:
+        prompt: the user's words.
+        answer: the action.
+        thought: the reasoning before it.
+        label: the class of what is tapped, and where its name ends in the prompt; None for other actions.
+    """
+
+    prompt: str
+    answer: str
+    thought: str
+    label: tuple[int, Label] | None = None
+
+
+def draw_task(rng: random.Random, scene: Scene, *, held_out: bool = False) -> Task:
+    """Draw an instruction for a screen: half of them about something that stands on it."""
+    form = rng.random()
+    if form < 0.5:
+        return _open_shown(rng, rng.choice(scene.elements), held_out)
+    if form < 0.65:
+        return _launch_absent(rng, scene, held_out)
+    language = rng.choice(("zh", "en"))
+    if form < 0.8:
+        text = rng.choice(_TYPED[language])
+        prompt = rng.choice(split(_TYPE[language], held_out=held_out)).format(text)
+        thought = "按要求输入文字。" if language == "zh" else "Type the text."
+        return Task(prompt, f'do(action="Type", text="{text}")', thought)
+    answer = rng.choice(list(_FIXED))
+    prompt = rng.choice(split(_FIXED[answer][language], held_out=held_out))
+    return Task(prompt, answer, "按要求操作。" if language == "zh" else "Do as told.")
+
+
+def _open_shown(rng: random.Random, element: Element, held_out: bool) -> Task:
+    label = element.label
+    language = rng.choice(("zh", "en")) if label.is_icon else "zh" if label.is_chinese else "en"
+    name = label.name(language)
+    before, after = rng.choice(split(_OPEN[language], held_out=held_out)).split("{}")
+    thought = f"屏幕上有{name},点击它。" if language == "zh" else f"{name} is on the screen: tap it."
+    answer = tap_action(*centre_of_box(element.shown))
+    return Task(before + name + after, answer, thought, (len(before + name), label))
+
+
+def _launch_absent(rng: random.Random, scene: Scene, held_out: bool) -> Task:
+    shown = {element.label.key for element in (*scene.elements, *scene.veiled)}
+    app = rng.choice([app for app in APPS if app not in shown and not is_held_out("Launch", app)])
+    language = "zh" if is_chinese(app) else "en"
+    prompt = rng.choice(split(_OPEN[language], held_out=held_out)).format(app)
+    thought = f"屏幕上没有{app},启动应用。" if language == "zh" else f"{app} is not on the screen: launch it."
+    return Task(prompt, app_action("Launch", app), thought)
+
+
+def finish(text: str) -> str:
+    """Return the action that tells the user something and ends the task."""
+    return finish_action(text)
