@@ -158,7 +158,7 @@ def test_chat_shows_the_thought_and_sends_media(autoglm: Any, cli_service: Any, 
     (tmp_path / "b.png").write_text("no image")
     refused = autoglm("chat", "hi", *options, "--image", "b.png")
     assert refused.status == 1
-    assert "image cannot be decoded" in refused.error
+    assert "b.png does not open as an image" in refused.error
     assert autoglm("chat", "hi", *options, "--audio", "b.png").status == 1
 
 

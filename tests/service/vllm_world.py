@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,12 @@ def write_release(
         extra: further files, name -> text.
     """
     target.mkdir(parents=True)
-    random = np.random.default_rng(counter)
+    numbers = np.random.default_rng(counter)
     tensors = {"model.language_model.norm.weight": np.ones(8, np.float32)}
     for layer in range(2):
         stem = f"model.language_model.layers.{layer}"
         for part in ("self_attn.q_proj", "self_attn.k_proj", "mlp.gate_up_proj"):
-            tensors[f"{stem}.{part}.weight"] = random.standard_normal((8, 8)).astype(np.float32)
+            tensors[f"{stem}.{part}.weight"] = numbers.standard_normal((8, 8)).astype(np.float32)
         tensors[f"{stem}.input_layernorm.weight"] = np.ones(8, np.float32)
     save_file(tensors, target / "model.safetensors")
     word = word_of(read_tensors(target))
@@ -64,10 +65,16 @@ def word(release: Path) -> str:
 
 
 def free_port() -> int:
-    """Return a port that nobody has."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Return a port that nobody has, nor its neighbour, which a second server takes.
+
+    It lies below the ports that the kernel gives to outgoing connections: the load of a test would take one of those.
+    """
+    for port in random.sample(range(20_000, 32_000), k=100):
+        with socket.socket() as first, socket.socket() as second, suppress(OSError):
+            first.bind(("127.0.0.1", port))
+            second.bind(("127.0.0.1", port + 1))
+            return port
+    raise RuntimeError("none of a hundred ports is free")
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
