@@ -38,6 +38,7 @@ environment_fingerprint() {
         "$1" -c 'import sys; print(sys.version, sys.prefix)'
         cd "$ROOT" && cat pyproject.toml constraints.txt CMakeLists.txt scripts/environment.sh
         cat src/autoglm/patch/native/CMakeLists.txt src/autoglm/patch/native/*.[ch]
+        cat src/autoglm/model/native/CMakeLists.txt src/autoglm/model/native/*.[ch]
         find src -name '*.py' | sort # an editable install finds only the modules that it saw
         pwd -P
     } | sha256sum | cut -d ' ' -f 1

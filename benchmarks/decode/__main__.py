@@ -3,8 +3,8 @@
     python benchmarks/decode [--shapes nano,half-b,9b] [--threads 1,2] [--rounds 5] [--no-transformers]
 
 ``beside``
-    one sequence. llama.cpp at Q8_0 (8.5 bits a weight); ours as the engine holds the weights (INT8 from half
-    a million weights a matrix on, floats below), all INT8, and floats; ``generate`` in float32 and bfloat16.
+    one sequence. llama.cpp at Q8_0 (8.5 bits a weight); ours as the engine holds the weights, all for the
+    native core, all for torch's INT8 kernel, and as floats; ``generate`` in float32 and bfloat16.
 ``batch``
     ours at 1 to 16 sequences: milliseconds a step and tokens a second.
 
@@ -47,7 +47,13 @@ class Engine:
 
 LLAMA = Engine("llama.cpp Q8_0", "llama")
 OURS = Engine("ours", "ours", "rule")
-BESIDE = (LLAMA, OURS, Engine("ours, all INT8", "ours", "int8"), Engine("ours, floats", "ours", "float"))
+BESIDE = (
+    LLAMA,
+    OURS,
+    Engine("ours, native core", "ours", "core"),
+    Engine("ours, torch INT8", "ours", "int8"),
+    Engine("ours, floats", "ours", "float"),
+)
 GENERATE = (
     Engine("transformers float32", "transformers", "float32"),
     Engine("transformers bfloat16", "transformers", "bfloat16"),

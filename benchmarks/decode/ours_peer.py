@@ -1,7 +1,8 @@
 """This project's network as a child process: random weights, then decode steps on request.
 
 The protocol of llama_peer.py. ``weights`` says how matrices are held: ``rule`` as the engine does it,
-``int8`` all packed, ``float`` none. ``batch`` sequences take each step together.
+``core`` for the native core at any size, ``int8`` all for torch's kernel, ``float`` none. ``batch``
+sequences take each step together.
 """
 
 from __future__ import annotations
@@ -11,18 +12,31 @@ import json
 import math
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from autoglm.model import step
 from autoglm.model.codes import multiply_out
 from autoglm.model.config import NANO, ModelConfig
-from autoglm.model.kernels import MIN_WEIGHTS, Packed, pack, packs
+from autoglm.model.kernels import MIN_WEIGHTS, Packed, pack
 from autoglm.model.network import PhoneModel
-from autoglm.model.weights import build_model, expected_tensors, is_matrix
+from autoglm.model.weights import Form, build_model, expected_tensors, is_matrix
 
-MIN_PACKED = {"rule": MIN_WEIGHTS, "int8": 1, "float": 1 << 60}
+FORMS = {
+    "rule": Form(MIN_WEIGHTS),
+    "core": Form(is_native=True),
+    "int8": Form(1),
+    "float": Form(),
+}
+
+
+def form_of(weights: str, config: ModelConfig) -> Form:
+    """Return how a model's matrices are held."""
+    by_core = weights == "rule" and step.pays(config)
+    return FORMS["core" if by_core else weights]
 
 
 def config_of(shape: dict[str, Any]) -> ModelConfig:
@@ -41,7 +55,7 @@ def config_of(shape: dict[str, Any]) -> ModelConfig:
     )
 
 
-def random_model(config: ModelConfig, min_packed: int) -> PhoneModel:
+def random_model(config: ModelConfig, form: Form) -> PhoneModel:
     """Return a model of random INT8 weights."""
     torch.manual_seed(0)
     shapes, state, packed = expected_tensors(config), dict[str, Tensor](), dict[str, Packed]()
@@ -52,9 +66,10 @@ def random_model(config: ModelConfig, min_packed: int) -> PhoneModel:
         columns = math.prod(shape[1:])
         codes = torch.randint(-127, 128, (shape[0], columns), dtype=torch.int8)
         scale = torch.full((shape[0],), columns**-0.5 / 74, dtype=torch.float16)
-        if packs(name, shape, min_packed):
+        if form.packs(name, shape):
             has_bias = name.removesuffix("weight") + "bias" in shapes
-            packed[name] = pack(name, codes, scale, has_bias=has_bias, is_tied=config.tie_embeddings)
+            make = step.hold if form.is_native else partial(pack, is_tied=config.tie_embeddings)
+            packed[name] = make(name, codes, scale, has_bias=has_bias)
         else:
             state[name] = multiply_out(codes, scale).reshape(shape)
     return build_model(config, state, packed)
@@ -79,7 +94,8 @@ def main() -> None:
     """Serve one benchmark."""
     job = json.loads(sys.stdin.readline())
     torch.set_num_threads(job["threads"])
-    model = random_model(config_of(job["shape"]), MIN_PACKED[job["weights"]])
+    config = config_of(job["shape"])
+    model = random_model(config, form_of(job["weights"], config))
     print("ready", flush=True)
     for _ in sys.stdin:
         print(json.dumps(run(model, job["batch"], job["steps"])), flush=True)

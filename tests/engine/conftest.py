@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from autoglm.engine import Engine, GenerationRequest
 from autoglm.model.checkpoint import write_release
+from autoglm.model.kernels import Packed
 from autoglm.model.network import PhoneModel
 from autoglm.model.prompt import Message
 from autoglm.model.tokenizer import Tokenizer
@@ -87,6 +88,11 @@ def ask() -> Callable[..., GenerationRequest]:
         return GenerationRequest([Message("user", text)], **options)  # type: ignore[arg-type]
 
     return make
+
+
+def place_of(weight: torch.Tensor | Packed) -> int:
+    """Return where a weight is in memory, whatever holds it."""
+    return weight.data_ptr() if isinstance(weight, torch.Tensor) else id(weight.held)
 
 
 def rewrite_weights(directory: Path, name: str, value: float) -> None:

@@ -22,6 +22,7 @@ from autoglm.device import room
 from autoglm.engine import Engine, GenerationRequest, devices
 from autoglm.engine.release import Placement, load_resident
 from autoglm.errors import EngineError, OutOfMemoryError
+from autoglm.model import step
 from autoglm.model.checkpoint import write_release
 from autoglm.model.network import PhoneModel
 from autoglm.model.prompt import Message
@@ -32,7 +33,8 @@ CONFIG = replace(
     TINY, name="large", width=512, num_layers=36, num_heads=8, num_kv_heads=4, head_dim=64, ffn_width=1536
 )
 NUM_CALLERS = 4
-devices.MIN_WEIGHTS = 1 << 60  # a large model is wanted here: its weights are multiplied out
+devices.MIN_WEIGHTS = 1 << 60
+step.pays = lambda _: False  # a large model is wanted here: its weights are multiplied out
 
 
 def vm_data() -> int:

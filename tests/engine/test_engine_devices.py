@@ -11,6 +11,7 @@ from autoglm.engine import Engine, pick_devices, preflight
 from autoglm.engine import devices as module
 from autoglm.errors import ConfigError, EngineError
 from autoglm.model.config import CONFIGS
+from autoglm.model.kernels import packed_parts
 
 CPU = (torch.device("cpu"),)
 
@@ -57,7 +58,9 @@ def test_staging_asks_only_for_its_own_room(
     monkeypatch: pytest.MonkeyPatch, engine: Engine, new_dir: Path
 ) -> None:
     """Beside a running release there must be room for one more, not for two."""
-    plan = preflight(engine.active.model.config, CPU, max_batch=4, max_context=256)
+    model = engine.active.model
+    packed = [f"{name}.weight" for name in packed_parts(model)]
+    plan = preflight(model.config, CPU, max_batch=4, max_context=256, packed=packed)
     monkeypatch.setattr(module, "free_bytes", lambda devices: plan.needed_bytes // 2)
     assert engine.stage(new_dir).version == "v1.3"
     monkeypatch.setattr(module, "free_bytes", lambda devices: plan.needed_bytes // 2 - 1)

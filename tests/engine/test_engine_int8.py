@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from autoglm.engine import Engine, GenerationRequest
 from autoglm.engine import devices as module
 from autoglm.engine.release import Placement, load_resident, plan_release
 from autoglm.errors import EngineError
-from autoglm.model import kernels
+from autoglm.model import core, kernels, step
 from autoglm.model.kernels import packed_parts
 
 pytestmark = pytest.mark.skipif(not kernels.activation_steps(), reason="no INT8 kernel for this CPU")
@@ -21,10 +22,14 @@ SHIPPED = Path(__file__).resolve().parents[2] / "models" / "autoglm-phone-nano" 
 Ask = Callable[..., GenerationRequest]
 
 
-@pytest.fixture(autouse=True)
-def hold_all_as_int8(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the matrices of tiny models be large enough."""
-    monkeypatch.setattr(module, "MIN_WEIGHTS", 1)
+@pytest.fixture(autouse=True, params=["torch", "core"])
+def hold_all_as_int8(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Let the matrices of tiny models be large enough for torch's kernel, or the native core."""
+    if request.param == "torch":
+        monkeypatch.setattr(module, "MIN_WEIGHTS", 1)
+        monkeypatch.setattr(step, "pays", lambda _: False)
+    elif core.library() is None and sys.platform != "linux":
+        pytest.skip("the native core is not built")
 
 
 @pytest.fixture
@@ -74,11 +79,12 @@ def test_memory_is_counted_as_it_is_held(old_dir: Path, monkeypatch: pytest.Monk
     """INT8 weights take a quarter of the floats, and the sum before loading says so."""
     as_int8 = plan_release(old_dir, Placement()).weights
     monkeypatch.setattr(module, "MIN_WEIGHTS", 1 << 60)
-    assert 0.25 < as_int8 / plan_release(old_dir, Placement()).weights < 0.6  # and vectors, as floats
+    monkeypatch.setattr(step, "pays", lambda _: False)
+    assert 0.2 < as_int8 / plan_release(old_dir, Placement()).weights < 0.6  # and vectors, as floats
 
 
 def test_the_shipped_model_passes_its_self_test_in_int8(tmp_path: Path) -> None:
-    """Every health prompt is answered as before when all its matrices are INT8 and activations 8 bits."""
+    """Every health prompt is answered as before when all its matrices are INT8, activations 8 or 16 bits."""
     patch.apply(None, SHIPPED, tmp_path / "v1.2")
     with Engine.load(tmp_path / "v1.2", devices="cpu", threads=1, max_batch=1, max_context=512) as engine:
         assert len(packed_parts(engine.active.model)) == 6 * 4 + 1

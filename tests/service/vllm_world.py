@@ -67,7 +67,7 @@ def word(release: Path) -> str:
 def free_port() -> int:
     """Return a port that nobody has, nor its neighbour, which a second server takes.
 
-    It lies below the ports that the kernel gives to outgoing connections: the load of a test would take one of those.
+    It lies below the ports of outgoing connections: the load of a test would take one of those.
     """
     for port in random.sample(range(20_000, 32_000), k=100):
         with socket.socket() as first, socket.socket() as second, suppress(OSError):

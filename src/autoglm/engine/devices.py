@@ -17,6 +17,7 @@ import torch
 
 from autoglm import memory
 from autoglm.errors import ConfigError, OutOfMemoryError
+from autoglm.model import step
 from autoglm.model.cache import KVCache
 from autoglm.model.config import ModelConfig
 from autoglm.model.kernels import MIN_WEIGHTS, packed_bytes
@@ -67,6 +68,11 @@ def weight_dtype(devices: Sequence[torch.device]) -> torch.dtype:
 def min_packed(devices: Sequence[torch.device]) -> int | None:
     """Return how many weights a matrix needs to stay INT8: the kernel is for CPUs alone; None: none does."""
     return MIN_WEIGHTS if all(device.type == "cpu" for device in devices) else None
+
+
+def by_core(devices: Sequence[torch.device]) -> bool:
+    """Tell whether the native core may decode here: on CPUs; which models it does is a rule about them."""
+    return all(device.type == "cpu" for device in devices)
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,7 @@ def count_memory(
         packed: names of the matrices that stay INT8.
     """
     dtype = weight_dtype(devices)
-    first, *blocks = _weights_by_place(config, dtype, frozenset(packed))
+    first, *blocks = _weights_by_place(config, dtype, frozenset(packed), step.pays(config))
     layers = [torch.device("meta")] * config.num_layers
     cache = KVCache(config, max_batch, max_context, layers, dtype).num_bytes
     times = 2 if staging else 1
@@ -171,7 +177,9 @@ def count_memory(
 
 
 @functools.lru_cache(maxsize=8)
-def _weights_by_place(config: ModelConfig, dtype: torch.dtype, packed: frozenset[str]) -> tuple[int, ...]:
+def _weights_by_place(
+    config: ModelConfig, dtype: torch.dtype, packed: frozenset[str], is_native: bool = False
+) -> tuple[int, ...]:
     """Return the bytes of what lies on the first device whatever the split, then of each block.
 
     Remembered, because staging asks again while the model serves.
@@ -181,10 +189,17 @@ def _weights_by_place(config: ModelConfig, dtype: torch.dtype, packed: frozenset
     sizes = [0] * (1 + config.num_layers)
     for name, parameter in parameters:
         place = int(name.split(".")[1]) + 1 if name.startswith("blocks.") else 0
-        copies = 1 + (name == "table.weight" and config.tie_embeddings)  # one to look up, one to multiply
-        as_int8 = packed_bytes(parameter.shape) * copies if name in packed else 0
+        as_int8 = _int8_bytes(config, name, parameter.shape, is_native) if name in packed else 0
         sizes[place] += as_int8 or parameter.numel() * dtype.itemsize
     return tuple(sizes)
+
+
+def _int8_bytes(config: ModelConfig, name: str, shape: Sequence[int], is_native: bool) -> int:
+    """Return what a matrix takes as INT8, for the native core or for torch's kernel."""
+    if is_native:
+        return step.held_bytes(shape)
+    copies = 1 + (name == "table.weight" and config.tie_embeddings)  # one to look up, one to multiply
+    return packed_bytes(shape) * copies
 
 
 def preflight(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from autoglm.engine.devices import MemoryPlan, count_memory, min_packed, weight_dtype
+from autoglm.engine.devices import MemoryPlan, by_core, count_memory, min_packed, weight_dtype
 from autoglm.engine.encodings import Encodings
 from autoglm.engine.graphs import graphs_for
 from autoglm.engine.heap import mapped_one_by_one
@@ -25,7 +25,6 @@ from autoglm.engine.transcript import Markers
 from autoglm.errors import AutoGLMError, EngineError, FormatError
 from autoglm.model.cache import KVCache
 from autoglm.model.config import MAX_CONFIG_BYTES, ModelConfig
-from autoglm.model.kernels import drop_packed
 from autoglm.model.network import PhoneModel
 from autoglm.model.prompt import Processor
 from autoglm.model.sharing import LoadedWeight, Sharing
@@ -101,7 +100,8 @@ class Release:
 def _load(directory: Path, devices: Sequence[torch.device], sharing: Sharing | None) -> LoadedModel:
     try:
         dtype, least = weight_dtype(devices), min_packed(devices)
-        return load_release(directory, devices=devices, dtype=dtype, sharing=sharing, min_packed=least)
+        native = by_core(devices)
+        return load_release(directory, devices, dtype, sharing, min_packed=least, by_core=native)
     except AutoGLMError:
         raise
     except (RuntimeError, MemoryError) as error:  # torch reports both bad data and short memory like this
@@ -180,7 +180,8 @@ def plan_release(directory: Path, placement: Placement, *, staging: bool = False
     config = _read_config(directory)
     num_slots, max_context = placement.room(config)
     room = {"max_batch": num_slots, "max_context": max_context}
-    packed = packed_names(directory / WEIGHTS_NAME, config, min_packed(placement.devices))
+    form = min_packed(placement.devices), by_core(placement.devices)
+    packed = packed_names(directory / WEIGHTS_NAME, config, form[0], by_core=form[1])
     return count_memory(config, placement.devices, **room, staging=staging, packed=packed)
 
 
@@ -240,6 +241,6 @@ class Resident:
         self.graphs = None
         self.cache.drop()
         self.encodings = Encodings()
-        drop_packed(self.release.model)
+        self.release.model.drop_packed()
         for tensor in (*self.release.model.parameters(), *self.release.model.buffers()):
             tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)

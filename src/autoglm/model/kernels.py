@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import threading
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,13 +92,13 @@ class Packed(nn.Module):
     Attributes:
         shape: (rows, columns).
         num_bytes: what they take.
+        is_native: whether they are laid out for the native core.
     """
+
+    is_native = False
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
-        self._steps = activation_steps()
-        if not self._steps:
-            raise EngineError("torch has no INT8 kernel for this CPU: load the weights as floats")
         self.shape = torch.Size(shape)
         self.num_bytes = packed_bytes(shape)
         self._held: Any = None
@@ -117,12 +118,36 @@ class Packed(nn.Module):
         """Give the memory back; nothing can be computed any more."""
         self._held = None
 
-    def multiply(self, x: Tensor, packed: Any) -> Tensor:
-        """Multiply x (..., K) float32, each row rounded to 8 bits of its own range; (..., N) float32."""
-        if x.dim() == 1:  # the kernel wants rows
-            return self.multiply(x[None], packed)[0]
-        top = x.abs().amax(-1, keepdim=True).clamp_min_(_MIN_RANGE)  # (..., 1)
-        return _product(x / top, packed, self._steps).mul_(top)
+
+class Table(Packed, ABC):
+    """A token table of which rows are looked up, and which multiplies where it is the head too."""
+
+    @abstractmethod
+    def whole(self) -> Tensor:
+        """Return all rows (V, W) float32."""
+
+    @abstractmethod
+    def score(self, hidden: Tensor) -> Tensor:
+        """Multiply hidden states (..., W) with every row; return (..., V)."""
+
+
+def _steps() -> int:
+    """Return :func:`activation_steps`.
+
+    Raises:
+        EngineError: there is no kernel.
+    """
+    if not (steps := activation_steps()):
+        raise EngineError("torch has no INT8 kernel for this CPU: load the weights as floats")
+    return steps
+
+
+def _multiply(x: Tensor, packed: Any, steps: int) -> Tensor:
+    """Multiply x (..., K) float32, each row rounded to 8 bits of its own range; (..., N) float32."""
+    if x.dim() == 1:  # the kernel wants rows
+        return _multiply(x[None], packed, steps)[0]
+    top = x.abs().amax(-1, keepdim=True).clamp_min_(_MIN_RANGE)  # (..., 1)
+    return _product(x / top, packed, steps).mul_(top)
 
 
 class PackedLinear(Packed):
@@ -141,17 +166,18 @@ class PackedLinear(Packed):
             EngineError: this CPU has no kernel.
         """
         super().__init__(codes.shape if like is None else like.shape)
+        self._steps = _steps()
         self._held = _pack(codes, scale) if like is None else like.held
         empty = torch.empty(len(codes), device="meta")
         self.bias = nn.Parameter(empty, requires_grad=False) if has_bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x (..., K) float32; return (..., N) float32."""
-        out = self.multiply(x, self.held)
+        out = _multiply(x, self.held, self._steps)
         return out if self.bias is None else out.add_(self.bias)
 
 
-class PackedTable(Packed):
+class PackedTable(Table):
     """A token table: rows are looked up; where it is the head too, it multiplies.
 
     Attributes:
@@ -169,6 +195,7 @@ class PackedTable(Packed):
             EngineError: this CPU has no kernel.
         """
         super().__init__(codes.shape if like is None else like.shape)
+        self._steps = _steps()
         self.is_head = is_head
         self.num_bytes *= 1 + is_head
         if like is not None:
@@ -189,7 +216,7 @@ class PackedTable(Packed):
 
     def score(self, hidden: Tensor) -> Tensor:
         """Multiply hidden states (..., W) with every row; return (..., V)."""
-        return self.multiply(hidden, self.held[2])
+        return _multiply(hidden, self.held[2], self._steps)
 
 
 def pack(

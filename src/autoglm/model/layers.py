@@ -72,6 +72,11 @@ def rotary_tables(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tenso
     return angles.cos(), angles.sin()
 
 
+def turn_frequencies(pairs: int, base: float) -> Tensor:
+    """Return how fast each pair of channels turns: radians a position, (pairs,) float32."""
+    return base ** (-torch.arange(pairs).float() / pairs)
+
+
 @functools.lru_cache(maxsize=16)
 def _turning(pairs: int, base: float, dim: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Return, for the channels of a head: how fast each turns (D,), its sign (D,) and its partner (D,)."""

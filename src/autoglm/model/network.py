@@ -23,11 +23,12 @@ from autoglm.model import topk
 from autoglm.model.cache import KVCache
 from autoglm.model.config import ModelConfig
 from autoglm.model.embedders import AudioEmbedder, CoordinatePlaces, image_embedder
-from autoglm.model.kernels import PackedTable
+from autoglm.model.kernels import Table, drop_packed
 from autoglm.model.layers import MASKED, Block, RmsNorm, rotary_tables, token_turns
 from autoglm.model.pages import PageTable, Rows
 from autoglm.model.prefill import gated_prefill, span_limits
 from autoglm.model.prompt import Prompt
+from autoglm.model.step import Step
 
 IMAGE, AUDIO = 0, 1  # rows of the modality table
 
@@ -78,6 +79,7 @@ class PhoneModel(nn.Module):
         self.norm = RmsNorm(width, config.norm_eps)
         self.head = None if config.tie_embeddings else nn.Linear(width, config.vocab_size, bias=False)
         self.layer_devices: list[torch.device] = []
+        self._step: tuple[Step | None] | None = None  # found at the first decoded token
         if not self.table.weight.is_meta:
             nn.init.normal_(self.table.weight, std=width**-0.5)
             nn.init.zeros_(self.modality.weight)
@@ -130,7 +132,7 @@ class PhoneModel(nn.Module):
     def place_images(self, tokens: Tensor) -> Tensor:
         """Add what marks the place and the modality to embedded patches (B, patches, width)."""
         if self.places is not None:
-            rows = self.table.whole() if isinstance(self.table, PackedTable) else self.table.weight
+            rows = self.table.whole() if isinstance(self.table, Table) else self.table.weight
             tokens = tokens + self.places(rows * self.embed_scale)
         return tokens + self.modality.weight[IMAGE]
 
@@ -268,6 +270,32 @@ class PhoneModel(nn.Module):
         Returns:
             (B, width).
         """
+        step = self._native_step()
+        if step is None:
+            return self._decode_by_torch(token_ids, positions, cache, rows)
+        gate = vars(self.config.topk)
+        gated = [topk.is_gated(length, **gate) for length in rows.lengths]
+        if not any(gated):
+            return step.run(token_ids, positions, cache, rows)
+        hidden = torch.empty(len(rows), self.config.width)
+        for run, wanted in ((step.run, False), (self._decode_by_torch, True)):
+            if chosen := [i for i, is_long in enumerate(gated) if is_long == wanted]:
+                hidden[chosen] = run(token_ids[chosen], positions[chosen], cache, rows.select(chosen))
+        return hidden
+
+    def _native_step(self) -> Step | None:
+        """Return the native core's view of this model, None when torch computes it."""
+        if self._step is None:
+            self._step = (Step.of(self),)
+        return self._step[0]
+
+    def drop_packed(self) -> None:
+        """Give the memory of all packed weights back, once nobody computes with them."""
+        drop_packed(self)
+        self._step = None
+
+    def _decode_by_torch(self, token_ids: Tensor, positions: Tensor, cache: KVCache, rows: Rows) -> Tensor:
+        """Do what :meth:`decode` says, one operation after the other."""
         x = self.embed_tokens(token_ids.to(self.device))  # (B, width)
         turns = {x.device: [turn.to(x) for turn in token_turns(positions, self.config)]}
         gate = vars(self.config.topk)
@@ -285,6 +313,6 @@ class PhoneModel(nn.Module):
         """Return the scores (..., V) of the next token from hidden states (..., width)."""
         if self.head is not None:
             return self.head(hidden)
-        if isinstance(self.table, PackedTable):
+        if isinstance(self.table, Table):
             return self.table.score(hidden)
         return F.linear(hidden, self.table.weight)

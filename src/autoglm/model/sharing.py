@@ -72,10 +72,15 @@ class Sharing:
         self._count(known.nbytes)
         return known.detach()
 
-    def find_packed(self, name: str, stored: Tensor, scale: Tensor, shape: torch.Size) -> Packed | None:
-        """Return the INT8 matrix of ``shape`` in memory that is stored like this, None when there is none."""
+    def find_packed(
+        self, name: str, stored: Tensor, scale: Tensor, shape: torch.Size, *, native: bool = False
+    ) -> Packed | None:
+        """Return the INT8 matrix of ``shape`` in memory that is stored like this, None when there is none.
+
+        ``native`` says whether it has to be laid out for the native core.
+        """
         known = self._find(name, stored, scale)
-        if not isinstance(known, Packed) or known.shape != shape:
+        if not isinstance(known, Packed) or known.shape != shape or known.is_native != native:
             return None
         self._count(known.num_bytes)
         return known

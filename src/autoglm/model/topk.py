@@ -203,8 +203,7 @@ def gated_decode(
     Raises:
         ConfigError: as :func:`topk_decode`.
     """
-    pays = max(dense_below, keep * page + 1)  # with all pages kept, dense is the cheaper way
-    gated = [length >= pays for length in rows.lengths]
+    gated = [is_gated(length, keep=keep, page=page, dense_below=dense_below) for length in rows.lengths]
     if not any(gated):
         return dense_decode(q, k_cache, v_cache, rows)
     if all(gated):
@@ -215,6 +214,11 @@ def gated_decode(
     out[here] = dense_decode(q[here], k_cache, v_cache, rows.select(short))
     out[there] = topk_decode(q[there], k_cache, v_cache, bounds, rows.select(long), keep)
     return out
+
+
+def is_gated(length: int, *, keep: int, page: int, dense_below: int) -> bool:
+    """Tell whether a row of so many keys goes through the gate: with all pages kept, dense is cheaper."""
+    return length >= max(dense_below, keep * page + 1)
 
 
 def force_pages(scores: Tensor, own: int, last: int) -> None:

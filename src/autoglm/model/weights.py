@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from autoglm.errors import ConfigError, EngineError, FormatError
 from autoglm.files import write_durably
+from autoglm.model import step
 from autoglm.model.codes import multiply_out, quantize_groups, quantize_rows, scales_fit, unpack
 from autoglm.model.config import MAX_CONFIG_BYTES, ModelConfig
 from autoglm.model.kernels import Packed, pack, packs
@@ -49,6 +51,25 @@ class LoadedModel:
     weights: Mapping[str, LoadedWeight] = field(default_factory=dict[str, LoadedWeight])
 
 
+@dataclass(frozen=True)
+class Form:
+    """Which matrices stay INT8 in memory, and for whom.
+
+    Attributes:
+        min_packed: the least weights of those for torch's kernel; None: none.
+        is_native: all are held for the native core instead.
+    """
+
+    min_packed: int | None = None
+    is_native: bool = False
+
+    def packs(self, name: str, shape: Sequence[int]) -> bool:
+        """Tell whether a matrix that is stored as codes stays so."""
+        if self.is_native:
+            return step.holds(name, shape)
+        return self.min_packed is not None and packs(name, shape, self.min_packed)
+
+
 def load_release(
     directory: Path,
     devices: Sequence[str | torch.device] = ("cpu",),
@@ -56,6 +77,7 @@ def load_release(
     sharing: Sharing | None = None,
     *,
     min_packed: int | None = None,
+    by_core: bool = False,
 ) -> LoadedModel:
     """Load the release in ``directory`` and place it over ``devices``.
 
@@ -66,6 +88,7 @@ def load_release(
         sharing: knows weights that are in memory already.
         min_packed: matrices of at least so many weights stay INT8 in memory, on a CPU that has a kernel for
             it; None multiplies all out.
+        by_core: hold all matrices for the native core of decoding instead, where that pays.
 
     Raises:
         FormatError: a file is missing, does not parse, or contradicts another.
@@ -79,7 +102,8 @@ def load_release(
         )
     health = HealthCheck.from_bytes(_read(directory / HEALTH_NAME, MAX_MANIFEST_BYTES))
     sharing = sharing or Sharing()
-    state, packed = _read_parts(directory / WEIGHTS_NAME, config, dtype, sharing, min_packed)
+    form = Form(min_packed, is_native=by_core and step.pays(config))
+    state, packed = _read_parts(directory / WEIGHTS_NAME, config, dtype, sharing, form)
     model = build_model(config, state, packed)
     model.place(devices)
     weights = sharing.loaded({**model.state_dict(keep_vars=True), **packed})
@@ -137,11 +161,11 @@ def read_weights(
         FormatError: the file is missing or is not safetensors.
         EngineError: a weight is missing, unknown, of a wrong shape or type, or not finite.
     """
-    return _read_parts(path, config, dtype, sharing, None)[0]
+    return _read_parts(path, config, dtype, sharing, Form())[0]
 
 
 def _read_parts(
-    path: Path, config: ModelConfig, dtype: torch.dtype, sharing: Sharing | None, min_packed: int | None
+    path: Path, config: ModelConfig, dtype: torch.dtype, sharing: Sharing | None, form: Form
 ) -> tuple[dict[str, Tensor], dict[str, Packed]]:
     """Read and check all weights; matrices that are to stay INT8 come as modules."""
     wanted = expected_tensors(config)
@@ -154,13 +178,13 @@ def _read_parts(
             for name, shape in wanted.items():
                 stored = file.get_tensor(name)
                 scale = file.get_tensor(name + SCALE_SUFFIX) if name + SCALE_SUFFIX in names else None
-                if scale is not None and min_packed is not None and packs(name, shape, min_packed):
+                if scale is not None and form.packs(name, shape):
                     has_bias = name.removesuffix("weight") + "bias" in wanted
-                    like = None if sharing is None else sharing.find_packed(name, stored, scale, shape)
+                    native = {"native": form.is_native}
+                    like = sharing and sharing.find_packed(name, stored, scale, shape, **native)
                     rows = (stored, scale) if like is not None else _row_codes(name, stored, scale, shape)
-                    packed[name] = pack(
-                        name, *rows, has_bias=has_bias, is_tied=config.tie_embeddings, like=like
-                    )
+                    make = step.hold if form.is_native else partial(pack, is_tied=config.tie_embeddings)
+                    packed[name] = make(name, *rows, has_bias=has_bias, like=like)
                 else:
                     known = None if sharing is None else sharing.find(name, stored, scale, shape, dtype)
                     state[name] = _restore(name, stored, scale, shape, dtype) if known is None else known
@@ -178,17 +202,18 @@ def _check_names(found: set[str], wanted: set[str]) -> None:
         raise EngineError(f"model.safetensors has {len(unknown)} unknown weights, {unknown[0]!r} among them")
 
 
-def packed_names(path: Path, config: ModelConfig, min_packed: int | None) -> frozenset[str]:
+def packed_names(
+    path: Path, config: ModelConfig, min_packed: int | None, *, by_core: bool = False
+) -> frozenset[str]:
     """Return which matrices of a weights file :func:`load_release` would hold as INT8; none if unreadable."""
-    if min_packed is None:
-        return frozenset()
+    form = Form(min_packed, is_native=by_core and step.pays(config))
     try:
         with safe_open(path, framework="pt") as file:
             scaled = {name.removesuffix(SCALE_SUFFIX) for name in file.keys() if name.endswith(SCALE_SUFFIX)}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError):
         return frozenset()
     wanted = expected_tensors(config)
-    return frozenset(name for name in scaled & wanted.keys() if packs(name, wanted[name], min_packed))
+    return frozenset(name for name in scaled & wanted.keys() if form.packs(name, wanted[name]))
 
 
 def _row_codes(name: str, stored: Tensor, scale: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
