@@ -66,7 +66,7 @@ def test_a_slot_sees_the_prefix_and_itself_only(teacher: Teacher, tokenizer: Tok
     for row in range(2):
         ends = (batch.ids[row] == tokenizer.eos).nonzero()[:, 0].tolist()
         begin = batch.media_at + 162 + 1
-        assert len(ends) == 8
+        assert len(ends) == 9
         for start, end in zip([begin, *(e + 1 for e in ends)], ends, strict=False):
             assert visible(batch, row, end) == [*range(begin), *range(start, end + 1)]
             assert batch.positions[row, start, 0] == batch.positions[row, begin, 0]
@@ -75,7 +75,7 @@ def test_a_slot_sees_the_prefix_and_itself_only(teacher: Teacher, tokenizer: Tok
 def test_names_are_marked_where_they_end(teacher: Teacher, tokenizer: Tokenizer) -> None:
     """The text up to a name's mark ends in a name of the marked class."""
     batch = teacher.screens(random.Random(2), 3)
-    assert len(batch.names) == 3 * 6
+    assert len(batch.names) == 3 * 5
     for row, index, number in batch.names.tolist():
         text = tokenizer.decode(batch.ids[row, max(0, index - 5) : index + 1].tolist())
         assert text.endswith((CLASSES[number].chinese, CLASSES[number].english)), text

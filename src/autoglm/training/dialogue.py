@@ -43,6 +43,7 @@ from autoglm.training.intents import (
 )
 from autoglm.training.wordings import (
     COMMANDS,
+    FULL_WIDTH,
     PLAIN,
     SYSTEM_PROMPTS,
     UNKNOWN_APPS,
@@ -288,7 +289,7 @@ def _wrap(rng: random.Random, core: str, wrapping: Wrapping, language: Language,
 def _vary_chinese(rng: random.Random, text: str) -> str:
     if rng.random() < 0.15 and "您" not in text:
         text = text.replace("你", "您")
-    return text.translate(_FULL_WIDTH) if rng.random() < 0.5 else text
+    return text.translate(FULL_WIDTH) if rng.random() < 0.5 else text
 
 
 def _vary_english(rng: random.Random, text: str) -> str:
@@ -307,7 +308,3 @@ def _with_system(rng: random.Random, example: Example) -> Example:
     return Example(
         example.question, example.answer, example.thought, example.language, example.intent, system
     )
-
-
-# People type Chinese punctuation full-width, programs often do not: both are practised.
-_FULL_WIDTH = str.maketrans({",": "\uff0c", "?": "\uff1f", "!": "\uff01"})

@@ -13,6 +13,7 @@ from autoglm.training.intents import split
 from autoglm.training.scenes.asking import centre_of_box
 from autoglm.training.scenes.canvas import Element
 from autoglm.training.scenes.labels import Label
+from autoglm.training.scenes.phrasing import compose
 from autoglm.training.scenes.scene import Scene
 
 AGENT_TASK_PROMPT = (
@@ -122,17 +123,24 @@ def _open_shown(rng: random.Random, element: Element, held_out: bool) -> Task:
     label = element.label
     language = rng.choice(("zh", "en")) if label.is_icon else "zh" if label.is_chinese else "en"
     name = label.name(language)
-    before, after = rng.choice(split(_OPEN[language], held_out=held_out)).split("{}")
+    before, after = _open_wording(rng, language, held_out).split("{}")
     thought = f"屏幕上有{name},点击它。" if language == "zh" else f"{name} is on the screen: tap it."
     answer = tap_action(*centre_of_box(element.shown))
     return Task(before + name + after, answer, thought, (len(before + name), label))
+
+
+def _open_wording(rng: random.Random, language: str, held_out: bool) -> str:
+    whole = _OPEN[language]
+    if held_out or rng.random() < 0.4:
+        return rng.choice(split(whole, held_out=held_out))
+    return compose(rng, "open", language, split(whole, held_out=True))
 
 
 def _launch_absent(rng: random.Random, scene: Scene, held_out: bool) -> Task:
     shown = {element.label.key for element in (*scene.elements, *scene.veiled)}
     app = rng.choice([app for app in APPS if app not in shown and not is_held_out("Launch", app)])
     language = "zh" if is_chinese(app) else "en"
-    prompt = rng.choice(split(_OPEN[language], held_out=held_out)).format(app)
+    prompt = _open_wording(rng, language, held_out).format(app)
     thought = f"屏幕上没有{app},启动应用。" if language == "zh" else f"{app} is not on the screen: launch it."
     return Task(prompt, app_action("Launch", app), thought)
 

@@ -34,6 +34,7 @@ from autoglm.training.tasks import AGENT_TASK_PROMPT, Task, draw_task
 ROW_TOKENS = 256
 _LOST = 0.12  # share of a noisy question's tokens that are left out
 _STRANGE = 4  # at most so many random tokens before and after it
+_ASKED = (3, 4, 2)  # taps, readings and presences a screen: reading is learnt last
 _TASKS_A_SCREEN = 6
 
 
@@ -97,13 +98,13 @@ class Teacher:
         )
 
     def screens(self, rng: random.Random, count: int, manner: Manner = PLAIN) -> Batch:
-        """Return ``count`` screens with eight questions each, or six tasks for an agent."""
+        """Return ``count`` screens with nine questions each, or six tasks for an agent."""
         scenes = self.scenes(rng, count)
         agent = rng.random() < manner.agent  # the whole batch, so that prefixes align
         full = rng.random() < 0.6
         rows: list[list[Slot]] = []
         for scene in scenes:
-            asked = questions(rng, scene, (*self.words, *self.icons))
+            asked = questions(rng, scene, (*self.words, *self.icons), counts=_ASKED)
             rng.shuffle(asked)
             slots = [self.question_slot(rng, each, manner, agent=agent) for each in asked]
             if agent and full:

@@ -162,6 +162,9 @@ UNKNOWN_THOUGHTS: dict[Language, tuple[str, str]] = {
     "en": ("I don't know that app yet.", "I do not know this app; I say so."),
 }
 
+# People type Chinese marks full-width, programs often do not: both are practised.
+FULL_WIDTH = str.maketrans({",": "\uff0c", "?": "\uff1f", "!": "\uff01"})
+
 # What callers commonly put first; the answers stay the same.
 SYSTEM_PROMPTS: tuple[str, ...] = (
     "You are a helpful assistant.",

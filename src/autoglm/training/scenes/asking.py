@@ -19,7 +19,9 @@ from autoglm.training.actions import tap_action
 from autoglm.training.intents import split
 from autoglm.training.scenes.canvas import Box, Element
 from autoglm.training.scenes.labels import Label, class_of
+from autoglm.training.scenes.phrasing import compose
 from autoglm.training.scenes.scene import Scene
+from autoglm.training.wordings import FULL_WIDTH
 
 Kind = Literal["tap", "read", "has"]
 
@@ -73,6 +75,8 @@ _HAS = {
 _YES_NO = {"zh": ("是", "否"), "en": ("yes", "no")}
 _CROSSED = 0.15  # share of questions asked in the other language than the word's
 _POLITE = {"zh": ("", "", "", "。", "吧", "!"), "en": ("", "", "", ".", " please", "!")}
+_WORDINGS = {"tap": _TAP, "read": _READ, "has": _HAS}
+_COMPOSED = 0.6  # share of training questions that are put together from parts
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ def _coordinate(share: float) -> int:
 def _tap(rng: random.Random, element: Element, held_out: bool) -> Asked:
     language = _language(rng, element.label)
     name = element.label.name(language)
-    prompt = _worded(rng, _TAP[language], name, language, held_out)
+    prompt = _worded(rng, "tap", name, language, held_out)
     answer = tap_action(*centre_of_box(element.shown))
     return Asked("tap", prompt, answer, element.label, name, element, language)
 
@@ -151,7 +155,7 @@ def _read(rng: random.Random, element: Element, held_out: bool) -> Asked:
     x = left + (right - left) * rng.uniform(0.25, 0.75)
     y = top + (bottom - top) * rng.uniform(0.3, 0.7)
     place = f"[{_coordinate(x)},{_coordinate(y)}]"
-    prompt = rng.choice(split(_READ[language], held_out=held_out)).format(place)
+    prompt = _worded(rng, "read", place, language, held_out)
     name = element.label.name(language)
     return Asked("read", prompt, name, element.label, name, element, language)
 
@@ -159,7 +163,7 @@ def _read(rng: random.Random, element: Element, held_out: bool) -> Asked:
 def _has(rng: random.Random, label: Label, element: Element | None, held_out: bool) -> Asked:
     language = _language(rng, label)
     name = label.name(language)
-    prompt = rng.choice(split(_HAS[language], held_out=held_out)).format(name)
+    prompt = _worded(rng, "has", name, language, held_out)
     yes, no = _YES_NO[language]
     return Asked("has", prompt, yes if element else no, label, name, element, language)
 
@@ -177,11 +181,18 @@ def _language(rng: random.Random, label: Label) -> str:
     return "zh" if label.is_chinese != (rng.random() < _CROSSED) else "en"
 
 
-def _worded(rng: random.Random, wordings: Sequence[str], name: str, language: str, held_out: bool) -> str:
-    text = rng.choice(split(wordings, held_out=held_out)).format(name)
+def _worded(rng: random.Random, kind: Kind, name: str, language: str, held_out: bool) -> str:
+    whole = _WORDINGS[kind][language]
+    if held_out or rng.random() >= _COMPOSED:
+        text = rng.choice(split(whole, held_out=held_out))
+        text += rng.choice(_POLITE[language]) if kind == "tap" else ""
+    else:
+        text = compose(rng, kind, language, split(whole, held_out=True))
     if language == "en" and rng.random() < 0.4:
         text = text[0].upper() + text[1:]
-    return text + rng.choice(_POLITE[language])
+    elif language == "zh" and rng.random() < 0.3:
+        text = text.translate(FULL_WIDTH)
+    return text.format(name)
 
 
 def wordings() -> list[str]:

@@ -51,7 +51,9 @@ class Style:
         faint: of what matters less.
         accent: of what matters most.
         latin: font file of Latin text.
-        size: factor on all font sizes.
+        size: factor on all font sizes; some phones are set to large text.
+        strength: of bold where the font has no bold face: the outline's width, as a share of the size.
+        shaded: labels lie on a picture and have a shadow.
         radius: of corners, in units.
         border: cards and rows have outlines.
     """
@@ -66,6 +68,8 @@ class Style:
     size: float
     radius: float
     border: bool
+    strength: float = 1 / 36
+    shaded: bool = False
 
 
 def draw_style(rng: random.Random) -> Style:
@@ -83,11 +87,12 @@ def draw_style(rng: random.Random) -> Style:
         surface=_shift((raised, raised, raised), tint),
         ink=_shift((level, level, level), _tint(rng, 20)),
         faint=_shift((middle, middle, middle), _tint(rng, 20)),
-        accent=accent_color(rng),
+        accent=_standing_out(rng, ground),
         latin=rng.choice(fonts.LATIN) if rng.random() < 0.75 else fonts.CHINESE,
-        size=rng.uniform(0.9, 1.25),
+        size=rng.uniform(0.85, 1.25) if rng.random() < 0.6 else rng.uniform(1.2, 1.75),
         radius=rng.choice((0, 2, 4, 8, 8, 12, 16, 24)),
         border=rng.random() < 0.4,
+        strength=rng.uniform(0.012, 0.032),
     )
 
 
@@ -99,10 +104,21 @@ def accent_color(rng: random.Random) -> Color:
     return channels[0], channels[1], channels[2]
 
 
+def _standing_out(rng: random.Random, ground: Color) -> Color:
+    """Draw a saturated colour that can be told from ``ground``."""
+    while abs(_brightness(color := accent_color(rng)) - _brightness(ground)) < 45:
+        pass
+    return color
+
+
+def _brightness(color: Color) -> float:
+    red, green, blue = color
+    return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
 def readable_on(color: Color) -> Color:
     """Return black or white, whichever stands out from ``color``."""
-    red, green, blue = color
-    return (255, 255, 255) if 0.299 * red + 0.587 * green + 0.114 * blue < 140 else (20, 20, 20)
+    return (255, 255, 255) if _brightness(color) < 140 else (20, 20, 20)
 
 
 def _tint(rng: random.Random, most: int) -> Color:
@@ -212,9 +228,12 @@ class Canvas:
         width = right - left
         start = x * self.scale - {"l": 0, "m": width / 2, "r": width}[anchor]
         at = (round(start - left), round(y * self.scale - (top + bottom) / 2))
-        self.draw.text(
-            at, text, fill, self._face(text, size), stroke_width=self._stroke(size, bold), stroke_fill=fill
-        )
+        face, stroke = self._face(text, size), self._stroke(size, bold)
+        if self.style.shaded:
+            shade = (20, 20, 20) if sum(fill) > 380 else (235, 235, 235)
+            off = max(1, round(self.scale * 0.7))
+            self.draw.text((at[0], at[1] + off), text, shade, face, stroke_width=stroke, stroke_fill=shade)
+        self.draw.text(at, text, fill, face, stroke_width=stroke, stroke_fill=fill)
         edges = (at[0] + left, at[1] + top, at[0] + right, at[1] + bottom)
         return edges[0] / self.scale, edges[1] / self.scale, edges[2] / self.scale, edges[3] / self.scale
 
@@ -268,9 +287,9 @@ class Canvas:
         latin = self.style.latin if text.isascii() else fonts.CHINESE
         return fonts.font(latin, max(6, round(size * self.style.size * self.scale)))
 
-    def _stroke(self, size: float, bold: bool) -> int:
-        """Return the width of the outline that makes a font bold that has no bold face."""
-        return max(1, round(size * self.scale / 36)) if bold and size * self.scale >= 18 else 0
+    def _stroke(self, size: float, bold: bool) -> float:
+        """Return the width in pixels of the outline that makes a font bold that has no bold face."""
+        return size * self.style.size * self.scale * self.style.strength if bold else 0.0
 
     def _ink(self, text: str, size: float, bold: bool) -> tuple[float, float, float, float]:
         return self._face(text, size).getbbox(text, stroke_width=self._stroke(size, bold))

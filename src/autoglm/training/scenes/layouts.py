@@ -17,11 +17,12 @@ from autoglm.training.scenes.pieces import Supply, button, buttons, emblem, fill
 def list_rows(canvas: Canvas, supply: Supply, top: float, bottom: float) -> float:
     """Draw rows that take the whole width: a picture, a word, a line below it, something at the end."""
     rng, style = canvas.rng, canvas.style
-    height = rng.uniform(40, 76)
+    height = rng.uniform(40, 76) * max(1.0, style.size * 0.8)
     edge = rng.choice((0, 0, 8, 14))
     pictured, ended = rng.random() < 0.5, rng.choice(("", "chevron", "switch", "value"))
     subtitled = height > 54 and rng.random() < 0.6
     size = rng.uniform(13.5, 17)
+    bold = 0.8 if rng.random() < 0.25 else 0.05
     for _ in range(rng.randint(2, 9)):
         word = supply.word() if rng.random() < 0.8 else None
         if top + height > bottom or not (word or supply.words):
@@ -30,7 +31,7 @@ def list_rows(canvas: Canvas, supply: Supply, top: float, bottom: float) -> floa
         canvas.rectangle(
             box, style.surface, style.radius if edge else 0, style.faint if style.border else None
         )
-        _row(canvas, word, box, size, pictured=pictured, ended=ended, subtitled=subtitled)
+        _row(canvas, word, box, size, pictured=pictured, ended=ended, subtitled=subtitled, bold=bold)
         if not style.border:
             canvas.line(edge + 14, top + height, WIDTH_UNITS - edge, top + height, style.ground)
         top += height + (rng.choice((0, 0, 6)) if edge else 0)
@@ -38,7 +39,15 @@ def list_rows(canvas: Canvas, supply: Supply, top: float, bottom: float) -> floa
 
 
 def _row(
-    canvas: Canvas, word: Label | None, box: Box, size: float, *, pictured: bool, ended: str, subtitled: bool
+    canvas: Canvas,
+    word: Label | None,
+    box: Box,
+    size: float,
+    *,
+    pictured: bool,
+    ended: str,
+    subtitled: bool,
+    bold: float,
 ) -> None:
     rng, style = canvas.rng, canvas.style
     left, top, right, bottom = box
@@ -49,7 +58,7 @@ def _row(
         x += side + 14
     at = top + (bottom - top) * 0.33 if subtitled else middle
     if word:
-        canvas.label(x, at, word, size, style.ink, touch=box, bold=rng.random() < 0.1)
+        canvas.label(x, at, word, size, style.ink, touch=box, bold=rng.random() < bold)
     else:
         canvas.text(x, at, filler(rng, 8), size, style.ink)
     if subtitled:
@@ -73,7 +82,7 @@ def grid(canvas: Canvas, supply: Supply, top: float, bottom: float) -> float:
     width = (WIDTH_UNITS - 16) / columns
     side = min(width * 0.62, rng.uniform(34, 56))
     size = rng.uniform(11.5, 14.5)
-    height = side + size * 2.2 + rng.uniform(6, 18)
+    height = side + size * 2.2 * max(1.0, style.size * 0.85) + rng.uniform(6, 18)
     iconic = rng.random() < 0.3
     for _ in range(rng.randint(1, 5)):
         for column in range(columns):
@@ -98,7 +107,15 @@ def grid(canvas: Canvas, supply: Supply, top: float, bottom: float) -> float:
                 )
             else:
                 emblem(canvas, box)
-            canvas.label(x, top + 8 + side + size * 0.75, word, size, style.ink, touch=cell, anchor="m")
+            canvas.label(
+                x,
+                top + 8 + side + size * 0.75 * max(1.0, style.size * 0.85),
+                word,
+                size,
+                style.ink,
+                touch=cell,
+                anchor="m",
+            )
         top += height
     return top
 
@@ -165,7 +182,9 @@ def form(canvas: Canvas, supply: Supply, top: float, bottom: float) -> float:
 def chips(canvas: Canvas, supply: Supply, top: float, bottom: float) -> float:
     """Draw small pills in flowing lines."""
     rng, style = canvas.rng, canvas.style
-    size, x, height = rng.uniform(12, 15), 12.0, rng.uniform(28, 36)
+    size, x, height = rng.uniform(12, 15), 12.0, rng.uniform(28, 36) * max(1.0, style.size * 0.85)
+    ink = style.accent if rng.random() < 0.4 else style.ink
+    edge = style.accent if rng.random() < 0.3 else style.faint if style.border else None
     for _ in range(rng.randint(3, 9)):
         word = supply.word()
         if word is None:
@@ -177,8 +196,8 @@ def chips(canvas: Canvas, supply: Supply, top: float, bottom: float) -> float:
             supply.words.append(word)
             return top
         box = (x, top + 4, x + width, top + 4 + height)
-        canvas.rectangle(box, style.surface, height / 2, style.faint if style.border else None)
-        canvas.label(x + width / 2, top + 4 + height / 2, word, size, style.ink, touch=box, anchor="m")
+        canvas.rectangle(box, style.surface, height / 2, edge)
+        canvas.label(x + width / 2, top + 4 + height / 2, word, size, ink, touch=box, anchor="m")
         x += width + 8
     return top + height + 12
 

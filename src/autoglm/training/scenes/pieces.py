@@ -148,7 +148,7 @@ def button(canvas: Canvas, label: Label, box: Box, size: float) -> None:
     form = rng.random()
     fill = style.accent if rng.random() < 0.5 else accent_color(rng)
     radius = rng.choice((style.radius, 4, (box[3] - box[1]) / 2))
-    ink = style.ink
+    ink = style.ink if rng.random() < 0.5 or style.shaded else style.accent
     if form < 0.6:
         canvas.rectangle(box, fill, radius)
         ink = readable_on(fill)

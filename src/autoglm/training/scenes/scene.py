@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -107,7 +107,9 @@ def _draw(rng: random.Random, words: Sequence[Label], shapes: Sequence[Label], m
     )
     scale = rng.choices([scale for scale, _ in _SCALES], [weight for _, weight in _SCALES])[0]
     canvas = Canvas(rng, draw_style(rng), rng.choice(_HEIGHTS), scale)
-    _ground(canvas)
+    pictured = _ground(canvas)
+    if pictured and rng.random() < 0.6:
+        canvas.style = replace(canvas.style, shaded=True)
     top, bottom = 0.0, canvas.height
     if rng.random() < 0.6:
         top = bars.status_bar(canvas, supply, top)
@@ -127,20 +129,24 @@ def _draw(rng: random.Random, words: Sequence[Label], shapes: Sequence[Label], m
     return canvas
 
 
-def _ground(canvas: Canvas) -> None:
-    """Give some screens a gradient or a wallpaper."""
+def _ground(canvas: Canvas) -> bool:
+    """Give some screens a gradient or a wallpaper, and tell which have one."""
     rng, style = canvas.rng, canvas.style
     draw = rng.random()
     if draw < 0.2:
-        other = tuple(min(255, max(0, c + rng.randint(-50, 50))) for c in style.ground)
+        most = 50 if draw < 0.14 else 140
+        other = tuple(min(255, max(0, c + rng.randint(-most, most))) for c in style.ground)
         ramp = np.linspace(0, 1, canvas.image.height)[:, None]
         column = np.array(style.ground) * (1 - ramp) + np.array(other) * ramp  # (H, 3)
         strip = Image.fromarray(column.astype(np.uint8)[:, None])
         canvas.image.paste(strip.resize(canvas.image.size), (0, 0))
-    elif draw < 0.26:
+        return most > 50
+    if draw < 0.3:
         canvas.picture((0, 0, WIDTH_UNITS, canvas.height))
         calm = Image.new("RGB", canvas.image.size, style.ground)
-        canvas.image.paste(Image.blend(canvas.image, calm, rng.uniform(0.5, 0.85)))
+        canvas.image.paste(Image.blend(canvas.image, calm, rng.uniform(0.35, 0.85)))
+        return True
+    return False
 
 
 def _apart(elements: Sequence[Element]) -> tuple[Element, ...]:
@@ -149,6 +155,8 @@ def _apart(elements: Sequence[Element]) -> tuple[Element, ...]:
     for element in reversed(elements):  # what is drawn last is on top
         left, top, right, bottom = element.shown
         if (right - left) * WIDTH < 5 or (bottom - top) * HEIGHT < 4:
+            continue
+        if left <= 0 or right >= 1 or top <= 0 or bottom >= 1:  # cut by the edge of the screen
             continue
         clear = not any(
             left < o.shown[2] and o.shown[0] < right and top < o.shown[3] and o.shown[1] < bottom
