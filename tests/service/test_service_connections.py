@@ -13,7 +13,13 @@ from typing import Any
 import pytest
 
 from autoglm.service.callers import Proxies
-from autoglm.service.connections import Connection, ConnectionLimits, Doorkeeper, room_for_connections
+from autoglm.service.connections import (
+    Connection,
+    ConnectionLimits,
+    Doorkeeper,
+    room_for_connections,
+    room_outside,
+)
 
 TIMEOUT_S = 60
 HEAD = b"POST /v1/model/update HTTP/1.1\r\nHost: x\r\n"
@@ -252,7 +258,7 @@ def test_where_nobody_is_silent_the_new_one_is_refused(open_door: Any) -> None:
     for _ in range(16):
         door.connect(HEAD + b"Content-Length: 10\r\n\r\n")
     door.wait_until(lambda: len(tasks) == 16)
-    content = read_all(door.connect())
+    content = read_all(door.connect(HEALTH))
     assert answer_of(content) == (503, "too_many_connections")
     assert b"retry-after: 5" in content
     door.opened[0].sendall(b"          ")
@@ -330,7 +336,18 @@ def test_files_bound_the_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setattr(resource, "getrlimit", lambda _, limits=(soft, hard): limits)
         assert room_for_connections(4096) == room
-    assert asked == [(4096, 4096), (4352, 1 << 20)]
+    assert asked == [(4096, 4096), (5376, 1 << 20)]
+
+
+def test_files_bound_those_who_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of the files, but some always: a process that is full must be able to say so."""
+    import resource
+
+    for soft, total, room in ((1024, 768, 64), (4096, 3000, 840), (20_000, 4096, 1024)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
+        assert room_outside(total) == room
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
+    assert room_outside(4096) == 1024
 
 
 def test_a_protocol_is_a_connection() -> None:

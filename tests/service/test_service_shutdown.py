@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import socket
 import threading
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -84,16 +85,47 @@ def test_streams_end_whole_while_nothing_new_is_taken(launch: Launch) -> None:
 
 
 def test_an_upload_to_a_service_that_stops_is_told_so(launch: Launch) -> None:
-    """The 503 arrives although the body is still being sent: the connection is not reset under it."""
+    """The 503 arrives although megabytes are still being sent: the connection is not reset under them."""
     process, url = launch()
     with stream(url, 900) as lines:
         process.process.send_signal(signal.SIGTERM)
         wait_until_unready(url)
         answers = [
-            requests.post(f"{url}/v1/embeddings", data=b"x" * 900_000, timeout=TIMEOUT_S) for _ in "abc"
+            requests.post(f"{url}/v1/{path}", data=b"x" * size, timeout=TIMEOUT_S)
+            for path, size in (
+                ("embeddings", 900_000),
+                ("chat/completions", 12 << 20),
+                ("embeddings", 40 << 20),
+            )
         ]
         list(lines)
     assert [answer.json()["error"]["code"] for answer in answers] == ["stopping"] * 3
+    assert all(int(answer.headers["retry-after"]) > 0 for answer in answers)
+    assert process.process.wait(TIMEOUT_S) == 0
+
+
+def test_uploads_outlast_the_last_request(launch: Launch) -> None:
+    """Of two bodies on their way, one that began before the signal is answered, one after it is told 503."""
+    process, url = launch()
+    host, port = url.removeprefix("http://").split(":")
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 4000000\r\n"
+    with (
+        socket.create_connection((host, int(port)), timeout=TIMEOUT_S) as early,
+        socket.create_connection((host, int(port)), timeout=TIMEOUT_S) as late,
+    ):
+        early.sendall(head + b"Expect: 100-continue\r\n\r\n")
+        assert early.recv(1 << 16).startswith(b"HTTP/1.1 100")
+        early.sendall(b" " * 2_000_000)
+        process.process.send_signal(signal.SIGTERM)
+        wait_until_unready(url)
+        late.sendall(head + b"\r\n" + b" " * 2_000_000)
+        refusal = late.recv(1 << 16)
+        early.sendall(b" " * 2_000_000)
+        answer = b"".join(iter(lambda: early.recv(1 << 16), b""))
+        late.sendall(b" " * 2_000_000)
+        assert late.recv(1 << 16) == b""
+    assert answer.startswith(b"HTTP/1.1 400") and b'"invalid_request_error"' in answer
+    assert refusal.startswith(b"HTTP/1.1 503") and b"retry-after: 5" in refusal
     assert process.process.wait(TIMEOUT_S) == 0
 
 

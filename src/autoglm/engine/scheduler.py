@@ -3,14 +3,16 @@
 One step decodes one token for every running sequence, batched by release, and reads at most
 :attr:`Limits.prefill_tokens` of prompts, a long one piece by piece, so that those already running keep their
 pace. Pages are given out as they are needed; when they are used up the newest sequence goes back to the
-queue and is computed again later. A request that breaks, or whose release computes NaN, fails alone; the
-engine goes on. The scheduler belongs to one thread.
+queue and is computed again later. A request that breaks, or whose release computes NaN, fails alone: when a
+batch breaks, each of its sequences takes the step once more by itself, from the same cache, so that those
+that are sound go on with the very tokens they would have had. The scheduler belongs to one thread.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
@@ -23,6 +25,8 @@ from autoglm.engine.sampling import Choice, all_finite
 from autoglm.engine.sequence import Sequence, WaitingQueue
 from autoglm.engine.watch import StepTimer
 from autoglm.errors import EngineError
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,10 @@ class Batch:
     resident: Resident
     sequences: tuple[Sequence, ...]
     piece: tuple[int, int] | None = None
+
+    def one_by_one(self) -> Iterator[Batch]:
+        """Yield a batch of one for each sequence."""
+        return (replace(self, sequences=(sequence,)) for sequence in self.sequences)
 
 
 Outcome = Choice | EngineError | None  # None: the prompt is not read to its end
@@ -135,8 +143,12 @@ class Scheduler:
         if not pool.has_room(keys, sequence.resident.pages_for(sequence.num_tokens)):
             self.waiting.put_back(sequence)
             return None
-        sequence.enter(pool.open(keys))
         self.running.append(sequence)
+        try:
+            sequence.enter(pool.open(keys))
+        except Exception as error:  # noqa: BLE001 - it fails, not those that run
+            self.fail(sequence, _failure(sequence, error))
+            return None
         if not sequence.token_ids:
             self.counters.prompt_tokens += sequence.num_prompt_tokens
             self.counters.reused_tokens += sequence.num_cached
@@ -163,12 +175,12 @@ class Scheduler:
         try:
             logits = _decode(batch) if batch.piece is None else _read(batch.sequences[0], *batch.piece)
             return [None] if logits is None else _choose(batch.sequences, logits)
-        except EngineError as error:
-            return [error for _ in batch.sequences]
-        except Exception as error:  # noqa: BLE001 - whatever breaks ends these requests, never the engine
-            failure = EngineError(f"release {batch.resident.release.version} failed on this request: {error}")
-            failure.__cause__ = error
-            return [failure for _ in batch.sequences]
+        except Exception as error:  # noqa: BLE001 - whatever breaks ends requests, never the engine
+            if len(batch.sequences) == 1:
+                return [_failure(batch.sequences[0], error)]
+            # Whose fault it is shows alone. What the broken step wrote is what each of them writes again.
+            _log.warning("a step of %d requests broke, each takes it alone: %s", len(batch.sequences), error)
+            return [outcome for alone in batch.one_by_one() for outcome in self.run(alone)]
 
     def postprocess(self, batch: Batch, outcomes: list[Outcome]) -> None:
         """Hand the tokens to their callers and end what is complete."""
@@ -189,8 +201,8 @@ class Scheduler:
             (self.counters.first_token if is_first else self.counters.next_token).add(seconds)
         try:
             events = sequence.append(choice)
-        except EngineError as error:  # the form of the answer cannot be followed any further
-            self.fail(sequence, error)
+        except Exception as error:  # noqa: BLE001 - such as a form that cannot be followed any further
+            self.fail(sequence, _failure(sequence, error))
             return
         if events and isinstance(events[-1], Finished):
             self._leave(sequence, events[-1])
@@ -230,9 +242,9 @@ class Scheduler:
     def _leave(self, sequence: Sequence, ending: Finished | EngineError) -> None:
         """Free the pages and settle the books; the caller may be told after this."""
         is_failed = isinstance(ending, EngineError)
-        if sequence.table is not None:
+        if sequence in self.running:
             self.running.remove(sequence)
-            sequence.leave(is_clean=not is_failed)
+        sequence.leave(is_clean=not is_failed)
         self.counters.failed += is_failed
         self.counters.cancelled += sequence.reason == "cancelled"
         self.counters.finished += sequence.reason in ("stop", "length")
@@ -243,6 +255,15 @@ def _place(sequence: Sequence) -> tuple[int, int]:
     """Return what sequences are sorted by before they decode: by release, then as they lie in its cache."""
     table = sequence.table
     return id(sequence.resident), table.pages[0] if table else -1
+
+
+def _failure(sequence: Sequence, error: Exception) -> EngineError:
+    """Return what a sequence's caller is told when ``error`` ended it."""
+    if isinstance(error, EngineError):
+        return error
+    failure = EngineError(f"release {sequence.resident.release.version} failed on this request: {error}")
+    failure.__cause__ = error
+    return failure
 
 
 def _read(sequence: Sequence, start: int, stop: int) -> Tensor | None:
@@ -285,16 +306,16 @@ def _choose(sequences: tuple[Sequence, ...], logits: Tensor) -> list[Outcome]:
         if not finite[row]:
             version = sequence.resident.release.version
             outcomes.append(EngineError(f"release {version} computed values that are not finite"))
-        elif sequence.is_settled_by(likeliest[row]):
-            outcomes.append(sequence.sampler.accept(likeliest[row]))
-        else:
-            outcomes.append(_choose_one(sequence, logits[row]))
+            continue
+        try:
+            outcomes.append(_choose_one(sequence, logits[row], likeliest[row]))
+        except Exception as error:  # noqa: BLE001 - those before it have drawn: the row fails, not the batch
+            outcomes.append(_failure(sequence, error))
     return outcomes
 
 
-def _choose_one(sequence: Sequence, logits: Tensor) -> Outcome:
+def _choose_one(sequence: Sequence, logits: Tensor, likeliest: int) -> Choice:
     """Choose a token from logits (V,) under the sequence's settings and the form of its answer."""
-    try:
-        return sequence.sampler.choose(logits, sequence.allowed(len(logits)))
-    except EngineError as error:
-        return error
+    if sequence.is_settled_by(likeliest):
+        return sequence.sampler.accept(likeliest)
+    return sequence.sampler.choose(logits, sequence.allowed(len(logits)))

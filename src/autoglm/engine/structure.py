@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from autoglm.engine.closing import closed
+from autoglm.engine.endless import is_endless
 from autoglm.errors import RequestError
 from autoglm.model.tokenizer import Tokenizer
 from autoglm.model.tools import CALL_BEGIN, CALL_END, Tool, call_opening
@@ -28,6 +29,7 @@ from autoglm.model.tools import CALL_BEGIN, CALL_END, Tool, call_opening
 MAX_GRAMMAR_CHARS = 256 << 10
 # One way to write each value: a model that may put spaces anywhere may put nothing else.
 _STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_ENDLESS = "nothing that ends can be written by it, as by a $ref that leads back to itself without a way out"
 _LIMITS = llguidance.LLParserLimits(verbose_errors=False)
 
 
@@ -110,6 +112,8 @@ def _dump(schema: object, param: str) -> str:
         raise RequestError(f"the schema is no JSON: {error}", param=param) from error
     if len(text) > MAX_GRAMMAR_CHARS:
         raise RequestError(f"the schema has more than {MAX_GRAMMAR_CHARS} characters", param=param)
+    if is_endless(schema):
+        raise RequestError(f"the schema cannot be used: {_ENDLESS}", param=param)
     return text
 
 
@@ -120,7 +124,7 @@ def _reason(said: str) -> str:
         wrong = text.partition("\nerror: ")[2].partition("\n")[0]
         return f"a pattern is no regular expression that is known here: {wrong or 'it cannot be read'}"[:200]
     if "NoExtensionBias" in text:
-        return "nothing can be written by it, as by a $ref that leads back to itself"
+        return _ENDLESS
     return (text.splitlines() or ["it is too complex"])[0][:200]
 
 
@@ -136,13 +140,16 @@ class Grammars:
         """Return a constraint at its beginning.
 
         Raises:
-            RequestError: the schema is invalid, uses what is not implemented, or is too complex.
+            RequestError: the schema is invalid, uses what is not implemented, is too complex, or lets nothing
+                be written that ends.
         """
         matcher = llguidance.LLMatcher(self._vocabulary(), structure.grammar(), log_level=0, limits=_LIMITS)
         if matcher.is_error():
             reason = _reason(matcher.get_error())
             raise RequestError(f"the schema cannot be used: {reason}", param=structure.param)
-        return Constraint(matcher, structure.param)
+        constraint = Constraint(matcher, structure.param)
+        constraint.allowed(self._tokenizer.vocab_size)  # what fails at the first token is refused here
+        return constraint
 
     def _vocabulary(self) -> llguidance.LLTokenizer:
         with self._lock:
@@ -174,6 +181,7 @@ class Constraint:
 
     def __init__(self, matcher: llguidance.LLMatcher, param: str) -> None:
         self._matcher, self._param = matcher, param
+        self._next: Tensor | None = None
 
     def allowed(self, vocab_size: int) -> Tensor:
         """Return which tokens may come next, (vocab_size,) bool.
@@ -181,11 +189,14 @@ class Constraint:
         Raises:
             RequestError: the form became too complex to follow.
         """
+        if self._next is not None and len(self._next) == vocab_size:
+            return self._next
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._check()
         known = np.unpackbits(bits, bitorder="little")[:vocab_size].astype(bool)
         mask = torch.zeros(vocab_size, dtype=torch.bool)
         mask[: len(known)] = torch.from_numpy(known)
+        self._next = mask
         return mask
 
     def accept(self, token_id: int) -> None:
@@ -194,6 +205,7 @@ class Constraint:
         Raises:
             RequestError: the form became too complex to follow.
         """
+        self._next = None
         self._matcher.consume_token(token_id)
         self._check()
 

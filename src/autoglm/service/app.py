@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -27,7 +25,6 @@ from autoglm.service import (
 )
 from autoglm.service.admin_routes import SignedMetadata
 from autoglm.service.bodies import component_schemas
-from autoglm.service.connections import MAX_UNWANTED_BYTES
 from autoglm.service.problems import APIError, ErrorAnswer, install_problem_handlers
 from autoglm.service.quotas import Quota
 from autoglm.service.rollout_routes import NewRollout, RollbackRequest, RolloutChange
@@ -46,7 +43,6 @@ STOPPING = APIError(
 NO_HOST = APIError(
     400, "a request needs one Host header", param="host", code="invalid_host", headers={"connection": "close"}
 )
-UNWANTED_S = 5.0
 
 
 class Application(FastAPI):
@@ -67,7 +63,6 @@ class Application(FastAPI):
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         state: ServiceState = self.state.service
         if state.stopping and scope["path"] not in WHILE_STOPPING:
-            await _take_body(scope, receive)  # else the end of the connection would undo the answer
             await STOPPING.response(scope, receive, send)
         elif not _names_one_host(scope):
             await NO_HOST.response(scope, receive, send)
@@ -76,19 +71,6 @@ class Application(FastAPI):
             await self.update_check(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
-
-
-async def _take_body(scope: Scope, receive: Receive) -> None:
-    """Throw a body away, within bounds, so that its client has sent it and reads the answer."""
-    if any(name == b"expect" for name, _ in scope["headers"]):
-        return  # it waits for the answer before it sends anything
-    taken, more = 0, True
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(UNWANTED_S):
-            while more and taken < MAX_UNWANTED_BYTES:
-                message = await receive()
-                taken += len(message.get("body", b""))
-                more = bool(message.get("more_body"))
 
 
 def _names_one_host(scope: Scope) -> bool:

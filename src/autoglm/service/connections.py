@@ -19,9 +19,11 @@ from typing import Protocol
 from autoglm.service.callers import Proxies, caller_network
 
 RESERVED_FILES = 256  # file descriptors that are not connections: tables, packages, logs
+MAX_OUTSIDE = 1024  # connections without a place that are told so at the same time
+MIN_OUTSIDE = 64
 STALL_SECONDS = 300.0
 SLOWEST_BYTES_PER_S = 64
-MAX_UNWANTED_BYTES = 1 << 20  # of a body that was answered before it had come
+MAX_UNWANTED_BYTES = 64 << 20  # of a body that was answered before it had come
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,14 @@ class ConnectionLimits:
         per_address: of these, from one address; 0 is unlimited.
         slow_seconds: for a head to arrive, and for at least 64 bytes a second of a body.
         stall_seconds: for anything of an answer to be taken.
+        outside: without a place, and being told so; of more, the oldest is closed at once.
     """
 
     total: int = 4096
     per_address: int = 512
     slow_seconds: float = 15.0
     stall_seconds: float = STALL_SECONDS
+    outside: int = MIN_OUTSIDE
 
 
 class Connection(Protocol):
@@ -54,7 +58,7 @@ class Connection(Protocol):
         ...
 
     def make_way(self) -> None:
-        """Close it: it is silent, and another one needs its place."""
+        """Close it: nothing is under way on it, and another one needs its place."""
         ...
 
 
@@ -80,6 +84,7 @@ class Doorkeeper:
         # Between two requests, longest first: all of them, and by network.
         self._silent: OrderedDict[Connection, None] = OrderedDict()
         self._silent_of: dict[str, OrderedDict[Connection, None]] = {}
+        self._outside: OrderedDict[Connection, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._networks)
@@ -108,8 +113,21 @@ class Doorkeeper:
         oldest.make_way()
         return True
 
+    @property
+    def num_outside(self) -> int:
+        """Connections without a place that are being told so."""
+        return len(self._outside)
+
+    def turn_away(self, connection: Connection) -> None:
+        """Let a connection that may not enter be told so; the oldest of too many is closed at once."""
+        if len(self._outside) >= self.limits.outside:
+            oldest, _ = self._outside.popitem(last=False)
+            oldest.make_way()
+        self._outside[connection] = None
+
     def leave(self, connection: Connection) -> None:
         """Forget a connection; one that is not known is fine."""
+        self._outside.pop(connection, None)
         self.speak(connection)
         network = self._networks.pop(connection, None)
         if network is not None:
@@ -136,7 +154,7 @@ class Doorkeeper:
     def inspect(self) -> None:
         """Look at every connection once."""
         now = self.clock()
-        for connection in list(self._networks):
+        for connection in [*self._networks, *self._outside]:
             connection.inspect(now, self.limits)
 
 
@@ -144,9 +162,17 @@ def room_for_connections(wanted: int) -> int:
     """Let this process open as many files as it may, and return how many connections that allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY or hard > soft:
-        goal = wanted + RESERVED_FILES
+        goal = wanted + RESERVED_FILES + MAX_OUTSIDE
         goal = goal if hard == resource.RLIM_INFINITY else min(goal, hard)
         if goal > soft:
             resource.setrlimit(resource.RLIMIT_NOFILE, (goal, hard))
             soft = goal
     return wanted if soft == resource.RLIM_INFINITY else max(16, min(wanted, soft - RESERVED_FILES))
+
+
+def room_outside(total: int) -> int:
+    """Return how many connections may be told that ``total`` are open, of the files that are left."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return MAX_OUTSIDE
+    return max(MIN_OUTSIDE, min(MAX_OUTSIDE, soft - RESERVED_FILES - total))

@@ -3,7 +3,9 @@
 What it guarantees: a request head (or trailer) takes no more than :data:`MAX_HEAD_BYTES`, however many reads
 from the network it comes in (one that is pipelined behind another request: twice as many); bytes that are no
 HTTP are refused in the shape of all errors, and whoever is refused can read why; a head, a body or an answer
-that does not get on is ended, and the place it held is free within :data:`LINGER_S`.
+that does not get on is ended, and the place it held is free within :data:`LINGER_S`. Where an answer is
+complete before the body has come, also because the service stops, the rest of that is thrown away, within
+:data:`UNWANTED_S` and a bound on its bytes.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ from typing import Any, Literal, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from autoglm.service.answering import end_kindly
 from autoglm.service.connections import MAX_UNWANTED_BYTES, SLOWEST_BYTES_PER_S, ConnectionLimits, Doorkeeper
 from autoglm.service.problems import APIError
 
 MAX_HEAD_BYTES = 64 << 10
 LINGER_S = 2.0  # for a client that was refused to read why
+UNWANTED_S = 20.0  # for a body whose answer is complete to come to its end
 
 
 def bounded_protocol(doorkeeper: Doorkeeper) -> type[asyncio.Protocol]:
@@ -39,7 +43,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._since = doorkeeper.clock()  # when that began; of a body, when its present window did
         self._window_bytes = 0
         self._unwanted_bytes = 0
-        self._is_refused = False
+        self._is_refused = self._is_outside = self._is_lingering = False
         self._unsent_bytes = 0
         self._unsent_since = self._since
 
@@ -53,13 +57,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin, if there is a place."""
         super().connection_made(transport)
-        if not self._doorkeeper.enter(self):
-            headers = {"retry-after": "5"}
-            message = "too many connections are open: try again in a few seconds"
-            self._refuse(
-                APIError(503, message, type="overloaded_error", code="too_many_connections"), headers
-            )
-            self.transport.close()  # what has no place does not stay
+        if not self._doorkeeper.enter(self):  # told so when it has asked, or has not for a while
+            self._is_outside = True
+            self._doorkeeper.turn_away(self)
+            self.loop.call_later(LINGER_S, self._tell_it_has_no_place)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
@@ -68,6 +69,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what arrived, in pieces that are no longer than what may be kept of a head."""
+        if self._is_outside:
+            self._tell_it_has_no_place()
         while data and not (self._is_refused or self.transport.is_closing()):
             room = MAX_HEAD_BYTES + 1 - self._kept_bytes
             self._take(data[:room])
@@ -94,7 +97,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self._kept_bytes = 0
         self._arrives("body")
         self._doorkeeper.speak(self)
+        before = cast("RequestResponseCycle | None", self.cycle)
         super().on_headers_complete()
+        if self.cycle is not before:
+            end_kindly(self.cycle, self.transport, self._close_after_answer)
 
     def on_body(self, body: bytes) -> None:
         """Hand on a piece of a body; what was answered already is thrown away, within a bound."""
@@ -109,7 +115,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._kept_bytes = 0
         self._arrives("nothing")
         super().on_message_complete()
-        if self.cycle.response_complete:
+        if self._is_lingering:
+            self.transport.close()
+        elif self.cycle.response_complete:
             self._doorkeeper.fall_silent(self)
 
     def on_response_complete(self) -> None:
@@ -127,10 +135,29 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._unwanted_bytes > MAX_UNWANTED_BYTES:
             self.transport.close()
 
+    def shutdown(self) -> None:
+        """End when the service does: at once, with the answer, or with a body that has its answer already."""
+        if self._is_outside:
+            self._tell_it_has_no_place()
+        elif self._is_lingering:
+            return
+        elif self._arriving == "body" and self.cycle.response_complete:
+            self._linger(UNWANTED_S)
+        else:
+            super().shutdown()
+
+    def _close_after_answer(self) -> None:
+        if self._arriving == "body" and self.cycle.response_complete and not self._is_lingering:
+            self._linger(UNWANTED_S)
+        else:
+            self.transport.close()
+
     # -- what the doorkeeper calls ------------------------------------------------------------------
 
     def make_way(self) -> None:
         """Close a connection on which nothing is under way."""
+        if self._is_outside:
+            self._tell_it_has_no_place()
         self._unset_keepalive_if_required()
         self.transport.close()
 
@@ -180,8 +207,16 @@ class BoundedProtocol(HttpToolsProtocol):
             cycle.message_event.set()
         self.flow.resume_writing()
 
+    def _tell_it_has_no_place(self) -> None:
+        message = "too many connections are open: try again in a few seconds"
+        problem = APIError(503, message, type="overloaded_error", code="too_many_connections")
+        if not self.transport.is_closing():
+            self._refuse(problem, {"retry-after": "5"})
+
     def _refuse(self, problem: APIError, headers: dict[str, str] | None = None) -> None:
-        if self._is_refused:
+        if self._is_lingering and not self._is_refused:  # it had its answer
+            self.transport.close()
+        if self._is_refused or self._is_lingering:
             return
         self._is_refused = True
         content = json.dumps(problem.body).encode()
@@ -200,10 +235,11 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             self._linger()
 
-    def _linger(self) -> None:
-        """Close once the client has read why: what it still sends would otherwise undo the answer."""
+    def _linger(self, seconds: float = LINGER_S) -> None:
+        """Close once the client has read its answer: what it still sends would otherwise undo that."""
+        self._is_lingering = True
         self._unset_keepalive_if_required()
         self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self.loop.call_later(LINGER_S, self.transport.close)
+        self.loop.call_later(seconds, self.transport.close)

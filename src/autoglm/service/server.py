@@ -19,7 +19,12 @@ import uvicorn
 
 from autoglm.service.app import create_app
 from autoglm.service.callers import Forwarded, Proxies
-from autoglm.service.connections import ConnectionLimits, Doorkeeper, room_for_connections
+from autoglm.service.connections import (
+    ConnectionLimits,
+    Doorkeeper,
+    room_for_connections,
+    room_outside,
+)
 from autoglm.service.machine import check_certificate, listen
 from autoglm.service.protocol import bounded_protocol
 from autoglm.service.settings import Settings
@@ -148,7 +153,8 @@ def connection_limits(settings: Settings) -> ConnectionLimits:
             total,
             limits.connections,
         )
-    return ConnectionLimits(total, limits.connections_per_address, limits.slow_seconds)
+    per_address, outside = limits.connections_per_address, room_outside(total)
+    return ConnectionLimits(total, per_address, limits.slow_seconds, outside=outside)
 
 
 def run_server(state: ServiceState, listener: socket.socket, on_listening: Callable[[str], None]) -> None:
