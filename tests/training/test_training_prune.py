@@ -12,7 +12,8 @@ from autoglm.errors import ConfigError
 from autoglm.model.config import CONFIGS, ModelConfig
 from autoglm.model.network import PhoneModel, span_bias
 from autoglm.model.weights import build_model, expected_tensors
-from autoglm.training.prune import Importance, Kept, choose, cut, prune, prune_source, target_config
+from autoglm.training.importance import Importance
+from autoglm.training.prune import Calibrator, Kept, choose, cut, prune, prune_source, target_config
 from autoglm.training.sources import read_source
 from autoglm.training.vocabulary import build_tokenizer
 from tiny_training import SMALL_NANO, short_recipe, untrained
@@ -137,11 +138,14 @@ def test_calibration_finds_what_the_data_does_not_use(tmp_path: Path) -> None:
         state[f"blocks.2.{name}.weight"].zero_()
     source = dataclasses.replace(source, state=state)
     target = target_config(SMALL_NANO, ffn_width=27, num_heads=2, num_layers=3)
-    kept = prune_source(source, target, tmp_path / "small", short_recipe(1), batches=3)
+    first, second = (
+        Calibrator(tmp_path / name, short_recipe(1), source, batches=3).measure() for name in ("a", "b")
+    )
+    kept = prune_source(source, target, tmp_path / "small", first)
     assert kept.blocks == [0, 1, 3]
     assert kept.ffn[0].tolist() == list(range(5, 32))
     assert kept.heads[0].tolist()[0] == 0
     written = read_source(tmp_path / "small")
     assert written.config == target and written.tokenizer == source.tokenizer
-    again = prune_source(source, target, tmp_path / "again", short_recipe(1), batches=3)
+    again = prune_source(source, target, tmp_path / "again", second)
     assert again.to_dict() == kept.to_dict()

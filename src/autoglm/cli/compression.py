@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from autoglm.cli.courses import COURSE_NAMES, Healing, Place, course_pruning, distill_course
+
 if TYPE_CHECKING:
     from autoglm.training.compare import Comparison
+    from autoglm.training.importance import Importance
     from autoglm.training.prune import Kept
+    from autoglm.training.sources import Source
 
 
 def distill(
-    recipe: Annotated[str, typer.Argument(help="Whose data are used: v1.2 or v1.3.")],
+    recipe: Annotated[str, typer.Argument(help="Whose data are used: student, v1.2 or v1.3.")],
     teacher: Annotated[Path, typer.Option(help="The teacher: a run, a pruned model or a release.")],
     student: Annotated[
         Path | None, typer.Option(help="The student's first weights; a fresh model if not given.")
@@ -30,13 +35,27 @@ def distill(
         list[str] | None, typer.Option(help="STUDENT:TEACHER, blocks whose streams are to match; repeat it.")
     ] = None,
     hidden: Annotated[float, typer.Option(help="Weight of that match.", min=0, max=100)] = 1.0,
+    rounded: Annotated[
+        int, typer.Option(help="Of a course: so many of the last steps see INT8 weights.", min=0)
+    ] = 0,
+    data: Annotated[
+        Path | None, typer.Option(help="Of a course: another run, whose recordings are used.")
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(help="Of a course: processes that draw screens ahead.", min=0, max=256)
+    ] = 0,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Of a course: spread the blocks over the processes.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of all randomness.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1, max=256)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the last measures as JSON.")] = False,
 ) -> None:
     """Distil a student from a teacher; a run that was stopped goes on from its last checkpoint.
 
-    Example:
+    Examples:
+
+      autoglm model distill student --teacher runs/teacher --student runs/pruned --data runs/teacher
 
       autoglm model distill v1.2 --teacher runs/v1.2 --student runs/pruned --match 5:6
     """
@@ -50,6 +69,11 @@ def distill(
 
     use_threads(threads)
     settings = Distillation(as_direction(direction), temperature, share, _pairs(match or []), hidden)
+    if recipe in COURSE_NAMES:
+        healed = Healing(steps, learning_rate, rounded)
+        place = Place(run or Path("runs") / f"{recipe}-distilled", data, seed, workers, shard)
+        distill_course(recipe, teacher, student, settings, healed, place, as_json=as_json)
+        return
     start = None if student is None else read_source(student)
     chosen = recipe_named(recipe)
     if start is not None:
@@ -111,44 +135,80 @@ def run_with_bar(trainer: Any) -> None:
 def prune(
     source: Annotated[Path, typer.Argument(help="What to prune: a run, a pruned model or a release.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The directory to write; replaced.")],
-    recipe: Annotated[str, typer.Option(help="Whose data show what is used: v1.2 or v1.3.")] = "v1.2",
+    recipe: Annotated[
+        str | None, typer.Option(help="Whose data show what is used: student, v1.2 or v1.3.")
+    ] = None,
+    sizes: Annotated[str | None, typer.Option(help="Prune to these: student-nano, say.")] = None,
     width: Annotated[int | None, typer.Option(help="Channels of the stream to keep.", min=1)] = None,
     heads: Annotated[int | None, typer.Option(help="Query heads to keep.", min=1)] = None,
     ffn: Annotated[int | None, typer.Option(help="Feed-forward channels to keep.", min=1)] = None,
     layers: Annotated[int | None, typer.Option(help="Blocks to keep.", min=1)] = None,
     batches: Annotated[int, typer.Option(help="Batches of calibration data.", min=1, max=100_000)] = 24,
     clips: Annotated[int, typer.Option(help="Clips to synthesise for them.", min=1, max=100_000)] = 64,
+    data: Annotated[
+        Path | None, typer.Option(help="Of a course: another run, whose recordings are used.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the calibration data.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1, max=256)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print what stays as JSON.")] = False,
 ) -> None:
     """Prune channels, heads, width and blocks by what they do on calibration data; distil the result.
 
-    Example:
+    Examples:
+
+      autoglm model prune runs/teacher --sizes student-nano -o runs/pruned
 
       autoglm model prune runs/v1.2 -o runs/pruned --ffn 320 --layers 5
     """
-    from dataclasses import replace
-
     from autoglm.cli.output import print_json
     from autoglm.training.prune import prune_source, target_config
-    from autoglm.training.recipe import recipe_named
     from autoglm.training.sources import read_source
     from autoglm.training.threads import use_threads
 
     use_threads(threads)
     model = read_source(source)
-    sizes = {"width": width, "num_heads": heads, "ffn_width": ffn, "num_layers": layers}
-    target = target_config(model.config, **sizes)
-    chosen = replace(recipe_named(recipe), num_clips=clips)
-    kept = prune_source(
-        model, target, output, chosen, batches=batches, seed=seed, run=lambda work: run_with_bar(work)
-    )
+    given = {"width": width, "num_heads": heads, "ffn_width": ffn, "num_layers": layers}
+    named = {} if sizes is None else _sizes_named(sizes)
+    target = target_config(model.config, **named | {name: n for name, n in given.items() if n is not None})
+    recipe = recipe or ("student" if model.circuits else "v1.2")  # a course's run has circuits
+    with tempfile.TemporaryDirectory(prefix="autoglm-calibration-") as scratch:
+        if recipe in COURSE_NAMES:
+            importance = course_pruning(recipe, model, data or source, Path(scratch), batches, seed)
+        else:
+            importance = _recipe_importance(recipe, model, Path(scratch), batches, clips, seed)
+    kept = prune_source(model, target, output, importance)
     counts = [sum(t.numel() for t in state.values()) for state in (model.state, read_source(output).state)]
     if as_json:
         print_json({"model": str(output), "parameters": counts, "kept": kept.to_dict()})
     else:
         _explain(output, counts, kept)
+
+
+def _sizes_named(name: str) -> dict[str, int]:
+    """Return the sizes of a configuration that pruning can change.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    from autoglm.errors import ConfigError
+    from autoglm.model.config import CONFIGS
+    from autoglm.training.prune import PRUNED
+
+    if name not in CONFIGS:
+        raise ConfigError(f"there are no sizes named {name!r}: choose one of {', '.join(CONFIGS)}")
+    return {each: getattr(CONFIGS[name], each) for each in PRUNED}
+
+
+def _recipe_importance(
+    recipe: str, model: Source, scratch: Path, batches: int, clips: int, seed: int
+) -> Importance:
+    from dataclasses import replace
+
+    from autoglm.training.prune import Calibrator
+    from autoglm.training.recipe import recipe_named
+
+    chosen = replace(recipe_named(recipe), num_clips=clips)
+    return Calibrator(scratch, chosen, model, batches=batches, seed=seed).measure(run_with_bar)
 
 
 def _explain(output: Path, counts: list[int], kept: Kept) -> None:

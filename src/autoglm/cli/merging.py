@@ -69,11 +69,14 @@ def held_out_loss(release: Path, knowledge: str, *, new_labels: bool = False) ->
     from autoglm.model.tokenizer import Tokenizer
     from autoglm.model.weights import CONFIG_NAME, TOKENIZER_NAME
     from autoglm.training.actions import ALL_LABELS, APPS
+    from autoglm.training.lesson_loss import LessonLoss
     from autoglm.training.quantize import as_release
     from autoglm.training.retention import HeldOutLoss
 
     config = ModelConfig.from_json((release / CONFIG_NAME).read_bytes())
     tokenizer = Tokenizer.from_file(release / TOKENIZER_NAME)
+    if config.image.bins and len(tokenizer.encode(APPS[0])) > 1:  # it spells its labels
+        return LessonLoss(tokenizer, config, as_release(knowledge))
     labels = (ALL_LABELS if new_labels else APPS) if config.image.bins else ()
     return HeldOutLoss(tokenizer, config, as_release(knowledge), labels=labels)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from autoglm.model.config import ModelConfig
 from autoglm.model.tokenizer import Tokenizer
 from autoglm.training.intents import Release
+from autoglm.training.news import teacher_of
 from autoglm.training.rows import Batch
 from autoglm.training.teaching import Manner, Teacher
 
@@ -64,7 +65,7 @@ def draw(order: Order) -> Drawn:
 
 @functools.cache
 def _teacher(tokenizer: Path, config: ModelConfig, release: Release) -> Teacher:
-    return Teacher(Tokenizer.from_file(tokenizer), config, release)
+    return teacher_of(Tokenizer.from_file(tokenizer), config, release)
 
 
 class Ahead:

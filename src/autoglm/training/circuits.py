@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from autoglm.model.config import ModelConfig
 from autoglm.model.layers import RmsNorm
 from autoglm.model.tokenizer import Tokenizer
+from autoglm.training.distributed import mean_weight
 from autoglm.training.scenes.labels import CLASSES
 
 MIDDLE = 3  # the auxiliary losses read the stream after this many blocks
@@ -112,7 +113,7 @@ def patch_loss(logits: Tensor, classes: Tensor, shares: Tensor) -> Tensor:
     chosen, part = classes[known], shares[known]
     weight = torch.where(chosen[:, 0] > 0, 1.0, _BACKGROUND_WEIGHT)
     losses = -(scores.gather(1, chosen) * part).sum(-1)
-    return (losses * weight).sum() / weight.sum()
+    return (losses * weight).sum() / mean_weight(weight.sum())
 
 
 def patch_accuracy(logits: Tensor, classes: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -18,15 +19,18 @@ from autoglm.model.config import CONFIGS, ModelConfig
 from autoglm.model.network import PhoneModel, span_bias
 from autoglm.model.tokenizer import Tokenizer
 from autoglm.model.weights import CONFIG_NAME, TOKENIZER_NAME
+from autoglm.training import distributed
 from autoglm.training.ahead import Ahead, Drawn, Order
 from autoglm.training.circuits import MIDDLE, Circuits, patch_accuracy, patch_loss
 from autoglm.training.course import Course, Lesson
 from autoglm.training.heads import soften_coordinates, start_look_up
 from autoglm.training.lexicon import build_lexicon
+from autoglm.training.news import teacher_of
 from autoglm.training.recordings import Recording, RecordingStore
+from autoglm.training.rounding import rounded
 from autoglm.training.rows import IGNORED, Batch
 from autoglm.training.scenes.asking import named
-from autoglm.training.teaching import Teacher
+from autoglm.training.sharding import load_whole, shard_blocks, whole
 from autoglm.training.utterances import spoken_characters
 
 LOOK_AHEAD = 100  # steps; the pool takes as many of them as its processes can use
@@ -37,16 +41,18 @@ def run_tokenizer(directory: Path, config: ModelConfig) -> Tokenizer:
     """Return a run's tokenizer, built at first use."""
     make_directory(directory)
     path = directory / TOKENIZER_NAME
-    if not path.exists():
-        write_durably(path, build_lexicon(config.vocab_size, config.image.bins).encode())
+    with distributed.first_before_others():
+        if not path.exists():
+            write_durably(path, build_lexicon(config.vocab_size, config.image.bins).encode())
     return Tokenizer.from_file(path)
 
 
 def run_alphabet(directory: Path) -> str:
     """Return the characters that a run's transcripts are made of, those known when it began."""
     path = directory / "alphabet.txt"
-    if not path.exists():
-        write_durably(path, spoken_characters().encode())
+    with distributed.first_before_others():
+        if not path.exists():
+            write_durably(path, spoken_characters().encode())
     return path.read_text()
 
 
@@ -66,6 +72,8 @@ class Classroom:
         seed: int = 0,
         config: ModelConfig | None = None,
         workers: int = 0,
+        data: Path | None = None,
+        shard: bool = False,
     ) -> None:
         """Prepare a model and what it is taught.
 
@@ -75,19 +83,27 @@ class Classroom:
             seed: of everything.
             config: sizes other than the course's.
             workers: processes that draw screens ahead; the screens are the same.
+            data: another run's directory, whose recordings of this seed are used.
+            shard: spread the weights of the blocks over the processes of ``torchrun``.
+
+        Raises:
+            ConfigError: weights are to be spread, and there is one process.
         """
-        self.directory, self.course, self.seed = directory, course, seed
+        self.directory, self.course, self.seed, self.data = directory, course, seed, data or directory
         self.config = config or CONFIGS[course.config]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = run_tokenizer(directory, self.config)
-        write_durably(directory / CONFIG_NAME, self.config.to_json().encode())
-        self.teacher = Teacher(self.tokenizer, self.config, course.release)
+        if distributed.is_first():
+            write_durably(directory / CONFIG_NAME, self.config.to_json().encode())
+        self.teacher = teacher_of(self.tokenizer, self.config, course.release)
         torch.manual_seed(seed)
         self.model = PhoneModel(self.config).to(self.device)
         self.model.image.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.circuits = Circuits(self.config, self.tokenizer, run_alphabet(directory)).to(self.device)
         self.ahead = Ahead(workers)
         self._recordings: list[Recording] | None = None
+        if shard:
+            shard_blocks(self.model)
 
     @property
     def name(self) -> str:
@@ -102,13 +118,30 @@ class Classroom:
     def begin(self, lesson: Lesson) -> None:
         """Start the look-up where the lesson wants it."""
         if lesson.look_up:
-            start_look_up(self.model, torch.Generator().manual_seed(self.seed))
+            with torch.device("meta"):
+                plain = PhoneModel(self.config)
+            plain.load_state_dict(whole(dict(self.model.state_dict())), assign=True)
+            start_look_up(plain, torch.Generator().manual_seed(self.seed))
+            load_whole(self.model, plain.state_dict())
+
+    def stepping(self, lesson: Lesson) -> AbstractContextManager[None]:
+        """Surround a step: weights are rounded for its length where the lesson says so."""
+        return rounded(self.model, lesson.fake_bits, self.scales) if lesson.fake_bits else nullcontext()
+
+    def settle(self, lesson: Lesson, rate: float) -> None:
+        """Leave the weights as the step made them."""
+
+    @property
+    def scales(self) -> Mapping[str, Tensor]:
+        """Scales that weights are rounded to; those that are missing are the weights' own."""
+        return {}
 
     def recordings(self) -> list[Recording]:
         """Return the recordings to train on, prepared at first use."""
         if self._recordings is None:
-            store = recording_store(self.directory, self.course, self.seed)
-            store.prepare()
+            store = recording_store(self.data, self.course, self.seed)
+            with distributed.first_before_others():
+                store.prepare()
             self._recordings = store.load()
         return self._recordings
 
@@ -153,14 +186,14 @@ class Classroom:
         with torch.autocast(self.device.type, torch.bfloat16):
             if lesson.labels_only:
                 return self._label_loss(lesson, step)
-            return self._answer_loss(lesson, self.draw(lesson, step).to(self.device))
+            return self._answer_loss(lesson, distributed.share_rows(self.draw(lesson, step)).to(self.device))
 
     # Labels alone
 
     def _label_loss(self, lesson: Lesson, step: int) -> Measured:
         drawn = self._screens(lesson, step)
         assert isinstance(drawn, tuple)
-        images, classes, shares = (part.to(self.device) for part in drawn)
+        images, classes, shares = (part.to(self.device) for part in distributed.share_tensors(*drawn))
         stem = self.model.image(images)
         middle = self._through_middle(self.model.place_images(stem), self._image_positions(), None)
         seen, measures = self._patch_losses(lesson, middle, stem, classes, shares)
@@ -215,7 +248,7 @@ class Classroom:
     # Everything
 
     def _answer_loss(self, lesson: Lesson, batch: Batch) -> Measured:
-        stem, media, x = self._embedded(batch)
+        stem, media, x = embedded(self.model, batch)
         hidden, middle = self.model(x.bfloat16(), batch.positions, batch.bias.bfloat16(), hidden_after=MIDDLE)
         total, measures = self._word_loss(hidden, batch)
         begin, end = batch.media_at, batch.media_at + media
@@ -236,29 +269,20 @@ class Classroom:
             total, measures = total + lesson.pair_weight * pair, {**measures, f"{batch.kind}_pair": share}
         return total, measures
 
-    def _embedded(self, batch: Batch) -> tuple[Tensor, int, Tensor]:
-        """Return the stem's output, the number of media tokens, and the embedded rows (B, T, width)."""
-        x = self.model.embed_tokens(batch.ids)
-        if batch.media is None:
-            return torch.zeros(()), 0, x
-        stem = torch.zeros(())
-        if batch.kind == "screen":
-            stem = self.model.image(batch.media)
-            media = self.model.place_images(stem)
-        else:
-            media = self.model.embed_audio(batch.media)
-        begin, end = batch.media_at, batch.media_at + media.shape[1]
-        return stem, media.shape[1], torch.cat([x[:, :begin], media.to(x.dtype), x[:, end:]], 1)
-
     def _word_loss(self, hidden: Tensor, batch: Batch) -> Measured:
         """Return the loss on all tokens to be written, and how it went."""
         asked = batch.targets != IGNORED
-        logits = self.model.logits(hidden[asked])
+        return self._graded(self.model.logits(hidden[asked]), batch, asked)
+
+    def _graded(self, logits: Tensor, batch: Batch, asked: Tensor) -> Measured:
         targets, weights = batch.targets[asked], batch.weights[asked]
         each = soft_cross_entropy(logits, targets, self.config)
         right = logits.argmax(-1) == targets
-        measures = {f"{batch.kind}_loss": (each * weights).sum() / weights.sum()}
-        measures[f"{batch.kind}_token"] = (right * weights).sum() / weights.sum()
+        total = distributed.mean_weight(weights.sum())
+        measures = {f"{batch.kind}_loss": (each * weights).sum() / total}
+        measures[f"{batch.kind}_token"] = (right * weights).sum() / total
+        if batch.kind != "screen":
+            measures[f"{batch.kind}_whole"] = whole_answers(right, targets == self.tokenizer.eos)
         place = self._is_place(targets) & (weights == 1)
         if batch.kind == "screen" and bool(place.any()):
             off = (logits.argmax(-1)[place] - targets[place]).abs()
@@ -279,6 +303,33 @@ class Classroom:
         hidden, _ = self.model(x, places, self._causal(ids.shape[1]))
         used = (words > 0)[..., None].float()
         return (hidden[:, 2:].float() * used).sum(1) / used.sum(1)
+
+
+def embedded(model: PhoneModel, batch: Batch) -> tuple[Tensor, int, Tensor]:
+    """Return the stem's output, the number of media tokens, and a batch's embedded rows (B, T, width)."""
+    x = model.embed_tokens(batch.ids)
+    if batch.media is None:
+        return torch.zeros(()), 0, x
+    stem = torch.zeros(())
+    if batch.kind == "screen":
+        stem = model.image(batch.media)
+        media = model.place_images(stem)
+    else:
+        media = model.embed_audio(batch.media)
+    begin, end = batch.media_at, batch.media_at + media.shape[1]
+    return stem, media.shape[1], torch.cat([x[:, :begin], media.to(x.dtype), x[:, end:]], 1)
+
+
+def whole_answers(right: Tensor, ends: Tensor) -> Tensor:
+    """Return the share of turns without a wrong token: most tokens of a known answer are easy, this is not.
+
+    Args:
+        right: (N,) bool, the tokens to be written, one turn after the other.
+        ends: (N,) bool, the last token of each turn.
+    """
+    turn = torch.cat([ends.new_zeros(1), ends[:-1]]).cumsum(0)
+    wrong = torch.zeros(int(turn[-1]) + 1, device=right.device).index_add(0, turn, (~right).float())
+    return (wrong == 0).float().mean()
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor, config: ModelConfig) -> Tensor:

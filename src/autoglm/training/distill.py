@@ -14,7 +14,7 @@ Minitron, arXiv:2407.14679.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -218,11 +218,11 @@ class Distiller(Trainer):
     def _loss(self, stage: Stage, batch: Batch) -> Tensor:
         mine = [pair[0] for pair in self.settings.layers]
         theirs = [pair[1] for pair in self.settings.layers]
-        with _streams(self.model, mine) as seen:
+        with streams(self.model, mine) as seen:
             answers = super()._loss(stage, batch)
         if stage.labels_only:  # the teacher has no word in what no answer is given to
             return answers
-        with torch.no_grad(), _streams(self.teacher, theirs) as shown:
+        with torch.no_grad(), streams(self.teacher, theirs) as shown:
             hidden = self._forward(stage, batch, self.teacher)[0]
         total = (1 - self.settings.share) * answers + self.settings.share * self._divergence(batch, hidden)
         if mine and self.settings.hidden > 0:
@@ -248,26 +248,30 @@ class Distiller(Trainer):
         return loss
 
     def _match(self, seen: list[Tensor], shown: list[Tensor]) -> Tensor:
-        """Return the mean squared distance of the paired streams, in units of the teacher's own size."""
-        total = torch.zeros(())
-        for i, (mine, theirs) in enumerate(zip(seen, shown, strict=True)):
-            projected = self.heads.get_submodule(f"match_{i}")(mine.float())
-            goal = theirs.float()
-            total = total + F.mse_loss(projected, goal) / goal.square().mean()
-        loss = total / len(seen)
+        heads = (self.heads.get_submodule(f"match_{i}") for i in range(len(seen)))
+        loss = stream_distance([head(mine.float()) for head, mine in zip(heads, seen, strict=True)], shown)
         self._measure("hidden_loss", loss)
         return loss
 
 
+def stream_distance(projected: Sequence[Tensor], shown: Sequence[Tensor]) -> Tensor:
+    """Return the mean squared distance of paired streams, in units of the teacher's own size."""
+    goals = [theirs.float() for theirs in shown]
+    each = [
+        F.mse_loss(mine, goal) / goal.square().mean() for mine, goal in zip(projected, goals, strict=True)
+    ]
+    return torch.stack(each).mean()
+
+
 @contextmanager
-def _streams(model: PhoneModel, blocks: list[int]) -> Generator[list[Tensor]]:
-    """Collect the stream after each of these blocks (from 1) while the model runs once."""
+def streams(model: PhoneModel, blocks: list[int]) -> Generator[list[Tensor]]:
+    """Collect the stream after each of these blocks (from 1) of the first run of the model."""
     found: dict[int, Tensor] = {}
     out: list[Tensor] = []
 
     def keeper(number: int) -> Callable[[nn.Module, Any, Tensor], None]:
         def keep(_module: nn.Module, _inputs: Any, value: Tensor) -> None:
-            found[number] = value
+            found.setdefault(number, value)  # later runs, such as over captions, have no teacher
 
         return keep
 

@@ -5,8 +5,9 @@ with the mean of all gradients, so a run on two processes follows the curve of a
 on from the other's checkpoint. The first process alone writes. Without ``torchrun`` every function here does
 nothing.
 
-Two things keep several processes from being one to the last bit: batch normalisation sees only a process's
-own rows, and rows of unequal weight are averaged by process.
+Rows of unequal weight count as in the whole batch. Two things keep several processes from being one to the
+last bit: batch normalisation that is not frozen sees only a process's own rows, and so do the losses that
+compare the rows of a batch with each other.
 
     $ torchrun --nproc-per-node 2 -m autoglm.cli model train v1.2
 """
@@ -21,8 +22,10 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from autoglm.errors import ConfigError
+from autoglm.training import rows
 from autoglm.training.batches import Batch
 
 
@@ -32,6 +35,8 @@ def joined() -> Generator[None]:
     if not dist.is_torchelastic_launched():
         yield
         return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(dist.get_node_local_rank())
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
@@ -65,24 +70,69 @@ def share(batch: Batch) -> Batch:
     Raises:
         ConfigError: the batch has fewer rows than there are processes.
     """
-    count, rows = num_processes(), len(batch.ids)
+    count, num_rows = num_processes(), len(batch.ids)
+    _check_rows(num_rows, count)
     if count == 1:
         return batch
-    if rows < count:
-        raise ConfigError(f"a batch of {rows} rows cannot be shared by {count} processes: start fewer")
     mine = slice(dist.get_rank(), None, count)
     changed: dict[str, Any] = {}
     for field in dataclasses.fields(batch):
         value: Any = getattr(batch, field.name)
-        if isinstance(value, Tensor | tuple) and len(cast("Any", value)) == rows:
+        if isinstance(value, Tensor | tuple) and len(cast("Any", value)) == num_rows:
             changed[field.name] = value[mine]
     return dataclasses.replace(batch, **changed)
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by the mean over all processes."""
+def share_rows(batch: rows.Batch) -> rows.Batch:
+    """Return this process's rows of a course's batch; the same for :func:`share_tensors`.
+
+    Raises:
+        ConfigError: the batch has fewer rows than there are processes.
+    """
     count = num_processes()
-    gradients = [p.grad for p in parameters if p.grad is not None] if count > 1 else []
+    _check_rows(len(batch.ids), count)
+    return batch if count == 1 else batch.part(dist.get_rank(), count)
+
+
+def share_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return this process's rows of tensors."""
+    count = num_processes()
+    _check_rows(min(map(len, tensors)), count)
+    return tensors if count == 1 else tuple(tensor[dist.get_rank() :: count] for tensor in tensors)
+
+
+def _check_rows(have: int, count: int) -> None:
+    if have < count:
+        raise ConfigError(f"a batch of {have} rows cannot be shared by {count} processes: start fewer")
+
+
+def mean_weight(total: Tensor) -> Tensor:
+    """Return the mean of a sum of weights over all processes.
+
+    What is divided by it, averaged over the processes, is divided by the weight of the whole batch.
+    """
+    if num_processes() == 1:
+        return total
+    summed = total.detach().float().clone()
+    dist.all_reduce(summed)
+    return summed / num_processes()
+
+
+def any_of(*flags: bool) -> tuple[bool, ...]:
+    """Tell of each flag whether some process has it set; all of them must call this."""
+    if num_processes() == 1:
+        return flags
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    found = torch.tensor(flags, dtype=torch.int32, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return tuple(bool(flag) for flag in found.tolist())
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace every gradient by the mean over all processes; sharded weights do so by themselves."""
+    count = num_processes()
+    every = (p.grad for p in parameters if p.grad is not None and not isinstance(p, DTensor))
+    gradients = list(every) if count > 1 else []
     if not gradients:
         return
     flat = torch.cat([gradient.flatten() for gradient in gradients])

@@ -3,7 +3,8 @@
 Every step's data depends only on the seed, the lesson and the step, so a run that was killed goes on from its
 last checkpoint as if nothing had happened. The run directory holds ``checkpoint.pt`` (replaced durably about
 once a minute, and at the first SIGTERM or interrupt), ``curve.jsonl`` (one line a report) and
-``tokenizer.json``. It runs on a graphics card where there is one, else on the CPU.
+``tokenizer.json``. It runs on a graphics card where there is one, else on the CPU, and on several processes
+started by ``torchrun`` (see :mod:`autoglm.training.distributed`); the first of them writes.
 
     >>> Loop(Path("runs/teacher"), Classroom(...), course.lessons, seed=0).run()   # doctest: +SKIP
 """
@@ -13,10 +14,11 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import signal
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +27,9 @@ from torch import Tensor, nn
 
 from autoglm.errors import ConfigError, EngineError
 from autoglm.files import make_directory, write_durably
+from autoglm.training import distributed
 from autoglm.training.course import Lesson
+from autoglm.training.sharding import clip_gradients, is_sharded, load_optimizer, load_whole, whole
 
 CHECKPOINT_NAME, CURVE_NAME = "checkpoint.pt", "curve.jsonl"
 _CHECKPOINT_SECONDS = 60.0
@@ -53,8 +57,16 @@ class Task(Protocol):
         """Prepare the weights for a lesson's first step."""
         ...
 
+    def stepping(self, lesson: Lesson) -> AbstractContextManager[None]:
+        """Surround the loss and the gradients of a step."""
+        ...
+
     def loss(self, lesson: Lesson, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of one step, and what to measure."""
+        ...
+
+    def settle(self, lesson: Lesson, rate: float) -> None:
+        """Change the weights after a step of this learning rate."""
         ...
 
 
@@ -78,8 +90,12 @@ class Loop:
         self.directory, self.task, self.lessons, self.seed = directory, task, tuple(lessons), seed
         self.measures: dict[str, float] = {}
         self.lesson_index, self.step, self.seconds = 0, 0, 0.0
-        self._parameters = [p for module in task.modules.values() for p in module.parameters()]
-        self._optimizer = self._new_optimizer()
+        self._named = {
+            f"{part}.{name}": parameter
+            for part, module in task.modules.items()
+            for name, parameter in module.named_parameters()
+        }
+        self._optimizer = self._new_optimizer(self.lessons[0])
         self._stopped = False
         self._resume()
 
@@ -125,7 +141,7 @@ class Loop:
                 signal.signal(sign, handler)
 
     def _begin(self, lesson: Lesson) -> None:
-        self._optimizer = self._new_optimizer()
+        self._optimizer = self._new_optimizer(lesson)
         self.measures = {}
         self.task.begin(lesson)
 
@@ -141,35 +157,57 @@ class Loop:
             self._check(lesson)
             if progress is not None:
                 progress(lesson, self.step, self.measures)
-            if self._stopped or time.monotonic() - saved > _CHECKPOINT_SECONDS:
+            late = time.monotonic() - saved > _CHECKPOINT_SECONDS
+            self._stopped, late = distributed.any_of(self._stopped, late)  # all of them save, and all stop
+            if self._stopped or late:
                 self.save()
                 saved = time.monotonic()
             if self._stopped:
                 raise KeyboardInterrupt
 
     def _train_step(self, lesson: Lesson) -> None:
+        rate = learning_rate(lesson, self.step)
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(lesson, self.step)
+            group["lr"] = rate * group.get("rate", 1.0)
         for module in self.task.modules.values():
             module.train()
-        loss, measures = self.task.loss(lesson, self.step)
-        if not math.isfinite(loss.item()):
-            raise EngineError(f"the loss is {loss.item()} in lesson {lesson.name} at step {self.step}")
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self._parameters, _CLIP)
+            if lesson.fine_tune:
+                freeze_statistics(module)
+        with self.task.stepping(lesson):
+            loss, measures = self.task.loss(lesson, self.step)
+            if not math.isfinite(loss.item()):
+                raise EngineError(f"the loss is {loss.item()} in lesson {lesson.name} at step {self.step}")
+            self._optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+        distributed.average_gradients(self._named.values())
+        clip_gradients(self._named.values(), _CLIP)
         self._optimizer.step()
+        self.task.settle(lesson, rate)
         for name, value in measures.items():
             self._measure(name, value.item())
 
-    def _new_optimizer(self) -> torch.optim.AdamW:
-        matrices = [p for p in self._parameters if p.dim() > 1]
-        others = [p for p in self._parameters if p.dim() <= 1]
+    def _new_optimizer(self, lesson: Lesson) -> torch.optim.AdamW:
+        """Return AdamW over what a lesson trains, a group for each rate; vectors never decay."""
+        grouped: dict[tuple[bool, float], list[nn.Parameter]] = {}
+        for name, parameter in self._named.items():
+            trained = not lesson.trained or any(re.match(pattern, name) for pattern in lesson.trained)
+            parameter.requires_grad_(trained)
+            parameter.grad = None
+            if trained:
+                rate = next((r for pattern, r in lesson.rates if re.match(pattern, name)), 1.0)
+                grouped.setdefault((parameter.dim() <= 1, rate), []).append(parameter)
         groups = [
-            {"params": matrices, "weight_decay": _WEIGHT_DECAY},
-            {"params": others, "weight_decay": 0.0},
+            {
+                "params": parameters,
+                "rate": rate,
+                "weight_decay": 0.0 if vectors or lesson.fine_tune else _WEIGHT_DECAY,
+            }
+            for (vectors, rate), parameters in sorted(grouped.items(), key=lambda entry: entry[0])
         ]
-        return torch.optim.AdamW(groups, lr=1e-3, betas=_BETAS, fused=True)
+        fused = not is_sharded(self._named.values())  # the fused form takes no mixture of whole and spread
+        return torch.optim.AdamW(
+            groups, lr=1e-3, betas=_BETAS, eps=lesson.adam_eps, fused=fused, foreach=None if fused else False
+        )
 
     def _measure(self, name: str, number: float) -> None:
         if math.isfinite(number):
@@ -177,8 +215,10 @@ class Loop:
 
     def _check(self, lesson: Lesson) -> None:
         for name, step, least in lesson.gates:
-            reached = self.measures.get(name, 0.0)
-            if step == self.step and reached < least:
+            if step != self.step:
+                continue
+            reached = distributed.average_measures(self.measures).get(name, 0.0)
+            if reached < least:
                 self.save()
                 raise EngineError(
                     f"lesson {lesson.name} reached {name} {reached:.3f} at step {step}, less than {least}: "
@@ -187,12 +227,15 @@ class Loop:
 
     def _report(self, lesson: Lesson) -> None:
         line: dict[str, Any] = {"stage": lesson.name, "step": self.step, "seconds": round(self.seconds, 1)}
-        line |= {name: round(value, 4) for name, value in self.measures.items()}
+        measures = distributed.average_measures(self.measures)
+        line |= {name: round(value, 4) for name, value in measures.items()}
+        if not distributed.is_first():
+            return
         with (self.directory / CURVE_NAME).open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def save(self) -> None:
-        """Write the checkpoint, durably.
+        """Write the checkpoint, durably; all processes must call it, the first one writes.
 
         Raises:
             StorageError: the disk refused; the last checkpoint is untouched.
@@ -203,10 +246,12 @@ class Loop:
             "lesson": self.lesson_index,
             "step": self.step,
             "seconds": self.seconds,
-            "measures": self.measures,
-            "optimizer": self._optimizer.state_dict(),
-            **{name: module.state_dict() for name, module in self.task.modules.items()},
+            "measures": distributed.average_measures(self.measures),
+            "optimizer": whole(self._optimizer.state_dict()),
+            **{name: whole(dict(module.state_dict())) for name, module in self.task.modules.items()},
         }
+        if not distributed.is_first():
+            return
         buffer = io.BytesIO()
         torch.save(content, buffer)
         write_durably(self.directory / CHECKPOINT_NAME, buffer.getvalue())
@@ -219,11 +264,19 @@ class Loop:
         if (content.get("task"), content["seed"]) != (self.task.name, self.seed):
             raise ConfigError(f"{path} belongs to another run: give another directory")
         for name, module in self.task.modules.items():
-            module.load_state_dict(content[name])
+            load_whole(module, content[name])
         self.lesson_index, self.step = content["lesson"], content["step"]
         if self.step > 0:  # a lesson begins with a fresh optimiser
-            self._optimizer.load_state_dict(content["optimizer"])
+            self._optimizer = self._new_optimizer(self.lessons[self.lesson_index])
+            load_optimizer(self._optimizer, content["optimizer"])
         self.seconds, self.measures = content["seconds"], content["measures"]
+
+
+def freeze_statistics(module: nn.Module) -> None:
+    """Put batch normalisation into evaluation mode: a fine-tune on few data keeps its statistics."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
+            part.eval()
 
 
 def learning_rate(lesson: Lesson, step: int) -> float:

@@ -8,8 +8,14 @@ from pathlib import Path
 from autoglm.errors import ConfigError
 from autoglm.training.trainer import CURVE_NAME
 
-_LOSSES = ("image_loss", "audio_loss", "text_loss", "patch_loss", "ctc", "kl_loss", "hidden_loss")
-_SHARES = ("patch", "tap", "image_token", "audio_token", "text_token", "agreement")
+_LOSSES = (
+    *("image_loss", "audio_loss", "screen_loss", "speech_loss", "text_loss", "long_loss"),
+    *("patch_loss", "ctc", "kl_loss", "hidden_loss"),
+)
+_SHARES = (
+    *("patch", "tap", "image_token", "audio_token", "screen_token", "speech_token", "text_token"),
+    *("long_token", "agreement"),
+)
 
 
 def read_curve(run: Path) -> list[dict[str, float | str]]:

@@ -11,11 +11,10 @@ embedders' inside      length of the column that reads the channel; it follows t
 =====================  ==================================================================================
 
 What stays keeps its order and its values; only what one normalisation makes of fewer channels is set right.
-A pruned model is a starting point: distil it (:mod:`autoglm.training.distill`) before use.
+A pruned model is a starting point: distil it (:mod:`autoglm.training.tutoring`) before use. The auxiliary
+heads of a course are cut with the model, so that its losses go on.
 
-Sources: Minitron, arXiv:2407.14679 (activation importance); ShortGPT, arXiv:2403.03853 (block influence).
-
-    >>> importance = Calibrator(scratch, recipe, source, seed=0).measure()         # doctest: +SKIP
+    >>> importance = course_importance(course, source, batches=24)                 # doctest: +SKIP
     >>> state = prune(source.state, source.config, target, importance)             # doctest: +SKIP
 """
 
@@ -24,43 +23,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from autoglm.errors import ConfigError
 from autoglm.files import make_directory, write_durably
 from autoglm.model.config import ModelConfig
 from autoglm.model.weights import expected_tensors
 from autoglm.training.batches import Batch
+from autoglm.training.importance import Importance, Observer
 from autoglm.training.recipe import Recipe, Stage
 from autoglm.training.sources import Source, write_source
 from autoglm.training.trainer import Trainer
 
 KEPT_NAME = "kept.json"
 PRUNED = ("width", "num_layers", "num_heads", "ffn_width")  # the sizes that may become smaller
-
-
-@dataclass(frozen=True)
-class Importance:
-    """How much every part did; larger is more.
-
-    Attributes:
-        width: (width,).
-        ffn: a block each (ffn_width,).
-        heads: a block each (num_heads,).
-        blocks: (num_layers,), block influence.
-    """
-
-    width: Tensor
-    ffn: list[Tensor]
-    heads: list[Tensor]
-    blocks: Tensor
 
 
 @dataclass(frozen=True)
@@ -122,7 +104,7 @@ def check_target(config: ModelConfig, target: ModelConfig) -> None:
 
 
 class Calibrator(Trainer):
-    """A run over the training data that learns nothing and measures what every part does."""
+    """A run over a recipe's data that learns nothing and measures what every part does."""
 
     def __init__(
         self, directory: Path, recipe: Recipe, source: Source, *, batches: int, seed: int = 0
@@ -143,26 +125,13 @@ class Calibrator(Trainer):
 
     def _prepare(self) -> None:
         self.model = self._source.load().model
-        layers, config = self.model.layers, self.config
-        self._width = torch.zeros(config.width)
-        self._ffn = [torch.zeros(config.ffn_width) for _ in layers]
-        self._heads = [torch.zeros(config.num_heads) for _ in layers]
-        self._change = torch.zeros(config.num_layers)
-        self._num_batches = 0
+        self._observer = Observer(self.model)
 
     def measure(self, run: Callable[[Calibrator], None] | None = None) -> Importance:
         """Run all batches, by ``run`` where it is given, and return what was measured."""
-        hooks = [hook for i in range(self.config.num_layers) for hook in self._watch(i)]
-        try:
+        with self._observer:
             (run or Trainer.run)(self)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        count = max(1, self._num_batches)
-        columns = [block.down.weight.float().norm(dim=0) for block in self.model.layers]
-        ffn = [seen / count * length for seen, length in zip(self._ffn, columns, strict=True)]
-        heads = [seen / count for seen in self._heads]
-        return Importance(self._width / count, ffn, heads, self._change / count)
+        return self._observer.importance
 
     def save(self) -> None:
         """Keep nothing: a calibration is short, and begins anew."""
@@ -171,35 +140,7 @@ class Calibrator(Trainer):
     def _train_step(self, stage: Stage, batch: Batch) -> None:
         self.model.eval()
         self._loss(stage, batch)
-        self._num_batches += 1
-
-    def _watch(self, index: int) -> list[Any]:
-        """Hook one block: its streams, what its heads write, its feed-forward channels."""
-        block = self.model.layers[index]
-        dim, heads = self.config.head_dim, self.config.num_heads
-
-        def written(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            merged = inputs[0].float().flatten(0, -2).view(-1, heads, dim)
-            out = block.out.weight.float().view(-1, heads, dim)
-            self._heads[index] += torch.einsum("nhd,whd->nhw", merged, out).norm(dim=-1).mean(0)
-
-        def inner(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self._ffn[index] += inputs[0].float().flatten(0, -2).abs().mean(0)
-
-        def normalised(_module: nn.Module, _inputs: tuple[Tensor, ...], out: Tensor) -> None:
-            self._width += out.float().flatten(0, -2).abs().mean(0)
-
-        def passed(_module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
-            same = torch.cosine_similarity(inputs[0].float(), out.float(), dim=-1)
-            self._change[index] += (1 - same).mean()
-
-        return [
-            block.out.register_forward_pre_hook(written),
-            block.down.register_forward_pre_hook(inner),
-            block.attention_norm.register_forward_hook(normalised),
-            block.ffn_norm.register_forward_hook(normalised),
-            block.register_forward_hook(passed),
-        ]
+        self._observer.count()
 
 
 # Choosing
@@ -282,6 +223,25 @@ def _old_name(name: str, blocks: list[int]) -> tuple[str, int]:
     return f"blocks.{blocks[number]}.{found[2]}", number
 
 
+# Which dimensions of an auxiliary head's weight run over the stream's channels.
+_CIRCUIT_DIMS: tuple[tuple[str, tuple[int, ...]], ...] = (
+    (r"turns", (1, 2)),
+    (r"background|(stem|sound)\.weight", (1,)),
+    (r".*_norm\.weight", (0,)),
+)
+
+
+def cut_circuits(circuits: Mapping[str, Tensor], kept: Kept) -> dict[str, Tensor]:
+    """Return a course's auxiliary heads with only the stream's channels that stay."""
+    small: dict[str, Tensor] = {}
+    for name, value in circuits.items():
+        dims = next((dims for pattern, dims in _CIRCUIT_DIMS if re.fullmatch(pattern, name)), ())
+        for dim in dims:
+            value = value.index_select(dim, kept.width)
+        small[name] = value
+    return small
+
+
 # What the dimensions of a weight run over, first match wins; "" is never pruned.
 _AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"(table|head|modality)\.weight", ("", "width")),
@@ -356,26 +316,14 @@ def _set_right(state: dict[str, Tensor], config: ModelConfig, target: ModelConfi
     return state
 
 
-def prune_source(
-    source: Source,
-    target: ModelConfig,
-    output: Path,
-    recipe: Recipe,
-    *,
-    batches: int,
-    seed: int = 0,
-    run: Callable[[Calibrator], None] | None = None,
-) -> Kept:
-    """Calibrate, cut, and write the smaller model to ``output``, which a kill leaves as it was.
+def prune_source(source: Source, target: ModelConfig, output: Path, importance: Importance) -> Kept:
+    """Cut, and write the smaller model to ``output`` with its auxiliary heads, which a kill leaves as it was.
 
     Args:
         source: the model.
         target: the sizes wanted.
         output: a directory; :func:`~autoglm.training.sources.read_source` reads it.
-        recipe: whose data are used.
-        batches: batches of calibration data.
-        seed: of these.
-        run: runs the calibration, behind a progress bar for example.
+        importance: measured on calibration data.
 
     Raises:
         ConfigError: pruning cannot reach the target.
@@ -383,10 +331,9 @@ def prune_source(
     """
     check_target(source.config, target)
     make_directory(output)
-    with tempfile.TemporaryDirectory(prefix=".tmp-calibration-", dir=output) as scratch:
-        calibrator = Calibrator(Path(scratch), recipe, source, batches=batches, seed=seed)
-        importance = calibrator.measure(run)
     kept = choose(importance, source.config, target)
-    write_source(output, target, cut(source.state, source.config, target, kept), source.tokenizer)
+    small = cut(source.state, source.config, target, kept)
+    circuits = cut_circuits(source.circuits, kept)
+    write_source(output, target, small, source.tokenizer, circuits, source.alphabet)
     write_durably(output / KEPT_NAME, (json.dumps(kept.to_dict()) + "\n").encode())
     return kept

@@ -151,9 +151,27 @@ def _speak(plan: _Plan) -> Recording:
 class RecordingStore:
     """A directory of shards of training recordings."""
 
-    def __init__(self, directory: Path, seed: int, num_shards: int) -> None:
-        """Args: where the shards are; what they are drawn from; how many there are."""
+    def __init__(
+        self,
+        directory: Path,
+        seed: int,
+        num_shards: int,
+        *,
+        kind: Kind | None = None,
+        apps: Sequence[str] = APPS,
+    ) -> None:
+        """Prepare to read or make shards.
+
+        Args:
+            directory: where they are.
+            seed: what they are drawn from.
+            num_shards: how many there are.
+            kind: of the utterances; any if not given.
+            apps: what commands name.
+        """
         self.directory, self.seed, self.num_shards = directory, seed, num_shards
+        self._kind: Kind | None = kind
+        self._apps = tuple(apps)
 
     def prepare(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Make the shards that are missing or damaged.
@@ -210,7 +228,8 @@ class RecordingStore:
             return {}
 
     def _write(self, number: int) -> None:
-        made = record(random.Random(f"recordings/{self.seed}/{number}"), SHARD_CLIPS)
+        rng = random.Random(f"recordings/{self.seed}/{number}")
+        made = record(rng, SHARD_CLIPS, kind=self._kind, apps=self._apps)
         with durable_file(self._path(number)) as file:
             np.savez(
                 file,

@@ -91,6 +91,18 @@ class Batch:
         }
         return replace(self, **moved)
 
+    def part(self, first: int, every: int) -> Batch:
+        """Return the rows ``first``, ``first + every``, ...; the names in them are numbered anew."""
+        mine = slice(first, None, every)
+        tensors = {
+            entry.name: value[mine]
+            for entry in fields(self)
+            if entry.name != "names" and isinstance(value := getattr(self, entry.name), Tensor)
+        }
+        names = self.names[self.names[:, 0] % every == first].clone()
+        names[:, 0] = torch.div(names[:, 0], every, rounding_mode="floor")
+        return replace(self, **tensors, names=names, transcripts=self.transcripts[mine])
+
 
 def pack(kind: str, prefix: PromptBuilder, rows: Sequence[Sequence[Slot]]) -> Batch:
     """Lay the prefix and each row's slots out as tensors; media and its truth are the caller's to add."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ from autoglm.model.weights import (
 )
 from autoglm.releases import MANIFEST_NAME, HealthCheck, Manifest
 
-RUN_WEIGHTS = "checkpoint.pt"
+RUN_WEIGHTS, ALPHABET_NAME = "checkpoint.pt", "alphabet.txt"
 _FLOAT_BYTES = 2  # a float model is charged as bf16
 
 
@@ -44,12 +45,16 @@ class Source:
         state: its float weights by name.
         tokenizer: the text of its tokenizer.json.
         stored_bytes: what its weights take: as they lie in a release, or in bf16.
+        circuits: weights of the auxiliary heads by name, where a course's run has them.
+        alphabet: the characters of its transcripts, likewise.
     """
 
     config: ModelConfig
     state: Mapping[str, Tensor]
     tokenizer: str
     stored_bytes: int
+    circuits: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    alphabet: str = ""
 
     @property
     def digest(self) -> str:
@@ -75,6 +80,7 @@ def read_source(directory: Path) -> Source:
         FormatError: a file is missing or damaged.
         EngineError: a weight of a release is missing, unknown, of a wrong shape, or not finite.
     """
+    circuits: Mapping[str, Tensor] = {}
     if (directory / WEIGHTS_NAME).exists():
         config = ModelConfig.from_json(_text(directory / CONFIG_NAME))
         size = (directory / WEIGHTS_NAME).stat().st_size
@@ -84,10 +90,20 @@ def read_source(directory: Path) -> Source:
         if {name: tensor.shape for name, tensor in state.items()} != expected_tensors(config):
             raise FormatError(f"the weights in {directory} do not have the sizes of its {CONFIG_NAME}")
         size = sum(tensor.numel() for tensor in state.values()) * _FLOAT_BYTES
-    return Source(config, state, _text(directory / TOKENIZER_NAME), size)
+        circuits = _content(directory).get("circuits", {})
+    alphabet = directory / ALPHABET_NAME
+    letters = _text(alphabet) if alphabet.exists() else ""
+    return Source(config, state, _text(directory / TOKENIZER_NAME), size, circuits, letters)
 
 
-def write_source(directory: Path, config: ModelConfig, state: Mapping[str, Tensor], tokenizer: str) -> None:
+def write_source(
+    directory: Path,
+    config: ModelConfig,
+    state: Mapping[str, Tensor],
+    tokenizer: str,
+    circuits: Mapping[str, Tensor] | None = None,
+    alphabet: str = "",
+) -> None:
     """Write a model as :func:`read_source` reads it, float32, durably; no run can go on from it.
 
     Raises:
@@ -97,7 +113,11 @@ def write_source(directory: Path, config: ModelConfig, state: Mapping[str, Tenso
 
     buffer = io.BytesIO()
     # Named as no recipe is, so that a run in this directory is refused as another's.
-    torch.save({"recipe": None, "seed": None, "adapter": None, "model": dict(state)}, buffer)
+    content: dict[str, Any] = {"recipe": None, "seed": None, "adapter": None, "model": dict(state)}
+    if circuits:
+        content["circuits"] = dict(circuits)
+        write_durably(directory / ALPHABET_NAME, alphabet.encode())
+    torch.save(content, buffer)
     write_durably(directory / TOKENIZER_NAME, tokenizer.encode())
     write_durably(directory / CONFIG_NAME, config.to_json().encode())
     write_durably(directory / RUN_WEIGHTS, buffer.getvalue())
@@ -109,14 +129,18 @@ def read_run(run: Path) -> dict[str, Tensor]:
     Raises:
         ConfigError: it has no checkpoint, or trained an adapter and not weights.
     """
-    path = run / RUN_WEIGHTS
-    if not path.exists():
-        raise ConfigError(f"{run} holds no {RUN_WEIGHTS}: train first")
-    content = torch.load(path, weights_only=True)
-    if content.get("adapter") is not None:
+    content = _content(run)
+    if content.get("adapter") is not None or any(".lora_" in name for name in content["model"]):
         raise ConfigError(f"{run} trained an adapter: merge it with `autoglm model merge`")
     state: dict[str, Tensor] = content["model"]
     return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def _content(run: Path) -> dict[str, Any]:
+    path = run / RUN_WEIGHTS
+    if not path.exists():
+        raise ConfigError(f"{run} holds no {RUN_WEIGHTS}: train first")
+    return torch.load(path, weights_only=True, map_location="cpu")
 
 
 def run_config(run: Path) -> ModelConfig:

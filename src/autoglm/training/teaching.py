@@ -21,9 +21,11 @@ from autoglm.model.tokenizer import Tokenizer
 from autoglm.model.transcription import TRANSCRIBE
 from autoglm.training.actions import AGENT_SYSTEM_PROMPT, app_action, finish_action
 from autoglm.training.batches import one_sided_answers
+from autoglm.training.calls import draw_calls
+from autoglm.training.copying import draw_conversation, draw_introduction
 from autoglm.training.dialogue import Example, Release, agent_examples, training_examples
 from autoglm.training.lexicon import GRAMMAR, MERGE_TOKEN
-from autoglm.training.needles import draw_needle
+from autoglm.training.needles import draw_needles
 from autoglm.training.recordings import Recording, disturb
 from autoglm.training.rows import Batch, Slot, pack
 from autoglm.training.scenes.asking import Asked, questions
@@ -36,6 +38,9 @@ _LOST = 0.12  # share of a noisy question's tokens that are left out
 _STRANGE = 4  # at most so many random tokens before and after it
 _ASKED = (3, 4, 2)  # taps, readings and presences a screen: reading is learnt last
 _TASKS_A_SCREEN = 6
+_CLEAR = 0.35  # share of clips heard as they were spoken
+_COPIED = 0.2  # share of dialogues whose answer stands in them
+_LONG_QUESTIONS = 12  # after one long prompt
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ class Teacher:
             slots = [self.question_slot(rng, each, manner, agent=agent) for each in asked]
             if agent and full:
                 slots = slots[:2] + [
-                    self.task_slot(draw_task(rng, scene), manner) for _ in range(_TASKS_A_SCREEN)
+                    self.task_slot(self.draw_task(rng, scene), manner) for _ in range(_TASKS_A_SCREEN)
                 ]
             rows.append(slots)
         images, classes, shares = self.labels(scenes)
@@ -134,6 +139,10 @@ class Teacher:
             slot.name = (end, class_of(asked.label.key))
             slot.hop = (end, encode(asked.answer)[1 if asked.kind == "tap" else 0])
         return slot
+
+    def draw_task(self, rng: random.Random, scene: Scene) -> Task:
+        """Draw an instruction for a screen."""
+        return draw_task(rng, scene)
 
     def task_slot(self, task: Task, manner: Manner) -> Slot:
         """Return one task of an agent before a screen as a slot."""
@@ -169,7 +178,7 @@ class Teacher:
         agent = rng.random() < manner.agent
         chosen = self._of_one_length(rng, count, recordings)
         rows = [self._heard(rng, clip, manner, agent=agent) for clip in chosen]
-        frames = [log_mel(disturb(rng, clip.samples), self.config.audio.mels) for clip in chosen]
+        frames = [log_mel(self._sound(rng, clip), self.config.audio.mels) for clip in chosen]
         media = torch.from_numpy(self._placed(rng, frames))
         builder = self._opening(agent, full=False)
         builder.audio(media[0])
@@ -183,6 +192,9 @@ class Teacher:
         """Draw twice as many clips as wanted and keep the shorter or the longer half: little is padding."""
         drawn = sorted((rng.choice(recordings) for _ in range(2 * count)), key=lambda clip: len(clip.audio))
         return drawn[:count] if rng.random() < 0.5 else drawn[count:]
+
+    def _sound(self, rng: random.Random, clip: Recording) -> np.ndarray:
+        return clip.samples if rng.random() < _CLEAR else disturb(rng, clip.samples)
 
     def _heard(self, rng: random.Random, clip: Recording, manner: Manner, *, agent: bool) -> list[Slot]:
         slots: list[Slot] = []
@@ -231,7 +243,9 @@ class Teacher:
         return pack("text", builder, rows)
 
     def dialogue_slot(self, rng: random.Random, manner: Manner) -> Slot:
-        """Return one conversation: plain, thinking, under the agent's prompt, or after earlier turns."""
+        """Return one conversation: plain, thinking, an agent's, after earlier turns, or one to copy from."""
+        if rng.random() < _COPIED:
+            return self.conversation_slot(draw_conversation(rng).turns, manner)
         form = rng.random()
         noise = rng if rng.random() < manner.noise else None
         if form < 0.15:
@@ -267,21 +281,65 @@ class Teacher:
         )
         return [*before, *(kept or ids), *after]
 
+    def conversation_slot(self, turns: Sequence[tuple[str, str]], manner: Manner) -> Slot:
+        """Return turns of (role, text) as a slot; all of the assistant's are to be written."""
+        slot, tokenizer = Slot(), self.tokenizer
+        roles = {"system": tokenizer.system, "user": tokenizer.user, "tool": tokenizer.tool}
+        for role, text in turns:
+            if role == "assistant":
+                self._answer(slot, text, None, manner)
+            else:
+                slot.given([roles[role], *tokenizer.encode(text)])
+        return slot
+
     def long(self, rng: random.Random, count: int, manner: Manner = PLAIN) -> Batch:
-        """Return ``count`` long prompts, a fact far back in each."""
-        length = round(200 * (manner.longest / 200) ** rng.random())
-        tokenizer = self.tokenizer
-        rows: list[list[Slot]] = []
-        for _ in range(count):
-            text, question, answer = draw_needle(rng, tokenizer, length)
-            slot = Slot()
-            role = tokenizer.system if rng.random() < 0.7 else tokenizer.user
-            slot.given([role, *tokenizer.encode(text), tokenizer.user, *tokenizer.encode(question)])
-            self._answer(slot, answer, None, manner)
-            rows.append([slot])
-        builder = PromptBuilder(tokenizer, self.config)
-        builder.tokens(tokenizer.bos)
-        return pack("long", builder, rows)
+        """Return ``count`` rows of questions after one long prompt: facts far back, tools, or a long talk."""
+        form, builder = rng.random(), PromptBuilder(self.tokenizer, self.config)
+        builder.tokens(self.tokenizer.bos)
+        opened = self._facts if form < 0.45 else self._tools if form < 0.75 else self._talk
+        rows = opened(rng, builder, manner)
+        return pack("long", builder, [rows[i::count] for i in range(count)])
+
+    def _facts(self, rng: random.Random, builder: PromptBuilder, manner: Manner) -> list[Slot]:
+        text, asked = draw_needles(rng, self.tokenizer, self._length(rng, manner))
+        role = self.tokenizer.system if rng.random() < 0.7 else self.tokenizer.user
+        builder.tokens(role, *self.tokenizer.encode(text))
+        return self._asked(asked, manner)
+
+    def _tools(self, rng: random.Random, builder: PromptBuilder, manner: Manner) -> list[Slot]:
+        text, asked = draw_calls(rng, _LONG_QUESTIONS)
+        builder.tokens(self.tokenizer.system, *self.tokenizer.encode(text))
+        return self._asked(asked, manner)
+
+    def _talk(self, rng: random.Random, builder: PromptBuilder, manner: Manner) -> list[Slot]:
+        """Talk about this and that first; what is asked then has nothing to do with it, or looks back."""
+        length, tokenizer = self._length(rng, manner), self.tokenizer
+        told, back = draw_introduction(rng)
+        introduced = rng.random() < 0.5
+        turns = told if introduced else []
+        while len(builder.ids) < length:
+            for role, text in turns:
+                opening = [tokenizer.user] if role == "user" else [tokenizer.assistant, tokenizer.answer]
+                builder.tokens(
+                    *opening, *tokenizer.encode(text), *([tokenizer.eos] if role != "user" else [])
+                )
+            example = next(training_examples(rng, 1, release=self.release))
+            turns = [("user", example.question), ("assistant", example.answer)]
+        asked = self._asked([back] * 2, manner) if introduced else []
+        examples = [
+            each
+            for each in training_examples(rng, _LONG_QUESTIONS // 2, release=self.release)
+            if each.intent != "asker"  # it would say that it was not told
+        ]
+        return asked + [
+            self.example_slot([replace(each, system="")], manner, thinks=False) for each in examples
+        ]
+
+    def _asked(self, asked: Sequence[tuple[str, str]], manner: Manner) -> list[Slot]:
+        return [self.conversation_slot((("user", q), ("assistant", a)), manner) for q, a in asked]
+
+    def _length(self, rng: random.Random, manner: Manner) -> int:
+        return round(200 * (manner.longest / 200) ** rng.random())
 
     # All of them
 

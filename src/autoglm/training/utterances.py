@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from autoglm.training.actions import APPS, app_action, is_chinese, is_held_out
-from autoglm.training.intents import LANGUAGES, Language, knowledge, split
+from autoglm.training.intents import LANGUAGES, Language, Release, knowledge, split
 from autoglm.training.wordings import COMMANDS
 
 Kind = Literal["command", "question", "dictation"]
@@ -207,6 +207,17 @@ def _dictation(rng: random.Random, held_out: bool) -> Utterance:
     )
     text = frame.format(time=time, deed=deed)
     return Utterance("dictation", text, text, language)
+
+
+def spoken_answers(release: Release) -> dict[str, str]:
+    """Return a release's answer to every question that is ever spoken."""
+    intents = {intent.name: intent for intent in knowledge(release)}
+    return {
+        question.rstrip("!"): phrases.answer
+        for name in _ASKED
+        for phrases in intents[name].phrases.values()
+        for question in phrases.questions
+    }
 
 
 def spoken_characters() -> str:

@@ -128,12 +128,12 @@ def exactly(answer: str) -> Judge:
     return lambda given: float(given == answer)
 
 
-def tap_inside(box: Box) -> Judge:
-    """Return a judge that wants one tap of the action grammar inside a box, whatever its coordinates."""
+def tap_inside(box: Box, touch: str = "Tap") -> Judge:
+    """Return a judge that wants one touch of the action grammar inside a box, whatever its coordinates."""
 
     def judge(given: str) -> float:
         action = parse_action(given)
-        point = action.arguments["element"] if action is not None and action.name == "Tap" else None
+        point = action.arguments["element"] if action is not None and action.name == touch else None
         if not isinstance(point, tuple):
             return 0.0
         x, y = ((value + 0.5) / 1000 for value in point)

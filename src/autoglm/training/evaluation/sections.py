@@ -66,6 +66,11 @@ def grammar(examiner: Examiner, release: Release) -> dict[str, Score]:
     }
 
 
+def copying(examiner: Examiner, _release: Release) -> dict[str, Score]:
+    """Answers that stand in the conversation: names told before, values, keys, arguments of tool calls."""
+    return examiner.scores(sources.copying_items(examiner.seed, examiner.count(32)), "copying")
+
+
 def screens(examiner: Examiner, _release: Release) -> dict[str, Score]:
     """Screens like those of real apps by the trainer's code, in held-out wordings; labels never trained."""
     known, unseen, seed = sources.known_labels(), sources.unseen_labels(), examiner.seed
@@ -135,9 +140,12 @@ def transcription(examiner: Examiner, _release: Release) -> dict[str, Score]:
 
 
 def news(examiner: Examiner, _release: Release) -> dict[str, Score]:
-    """What v1.3 adds: topics, labels on screens, labels by voice."""
+    """What v1.3 adds: topics, labels on buttons and on real screens, labels by voice, ways to touch."""
     labels, seed = sources.new_labels(), examiner.seed
     scores = examiner.scores(sources.new_topic_items(seed, examiner.count(200)))
+    scenes = sources.scene_items("new_scenes", seed, examiner.count(32, per=4), labels, shapes=False)
+    scores |= examiner.scores(scenes, "new_scenes")
+    scores |= examiner.scores(sources.new_task_items(seed, examiner.count(64)))
     scores |= examiner.scores(
         sources.button_items("new_screens", seed, examiner.count(48, per=4), labels), "new_screens"
     )
@@ -151,6 +159,7 @@ SECTIONS: Mapping[str, Section] = MappingProxyType(
         "commands": commands,
         "thinking": thinking,
         "grammar": grammar,
+        "copying": copying,
         "screens": screens,
         "buttons": buttons,
         "tasks": tasks,

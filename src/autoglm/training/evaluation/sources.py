@@ -19,7 +19,8 @@ from PIL import Image
 from autoglm.model.audio import SAMPLE_RATE
 from autoglm.model.prompt import AudioPart, ImagePart, Message, TextPart
 from autoglm.model.transcription import transcription_messages
-from autoglm.training.actions import APPS, NEW_APPS, is_chinese, tap_action
+from autoglm.training.actions import APPS, NEW_APPS, is_chinese, parse_action, tap_action
+from autoglm.training.copying import KINDS, draw_conversation
 from autoglm.training.dialogue import (
     APP_INTENTS,
     HELP_INTENTS,
@@ -32,13 +33,14 @@ from autoglm.training.dialogue import (
 )
 from autoglm.training.evaluation.items import Box, Item, characters_of, exactly, tap_inside
 from autoglm.training.evaluation.rendered import RenderedPage
+from autoglm.training.news import draw_new_task
 from autoglm.training.recordings import Recording, record
 from autoglm.training.scenes.asking import Asked, questions
 from autoglm.training.scenes.labels import NEW_WORDS, UNSEEN_LABELS, label_named
-from autoglm.training.scenes.scene import draw_scene, icons, words_known
+from autoglm.training.scenes.scene import Scene, draw_scene, icons, words_known
 from autoglm.training.screens import HEIGHT, WIDTH, Element, Question, render
 from autoglm.training.screens import questions as button_questions
-from autoglm.training.tasks import AGENT_TASK_PROMPT, draw_task
+from autoglm.training.tasks import AGENT_TASK_PROMPT, Task, draw_task
 from autoglm.training.teaching import caption
 
 _TAP = {"zh": ("点击{}", "点一下{}", "打开屏幕上的{}"), "en": ("tap {}", "click {}", "press {}")}
@@ -100,6 +102,17 @@ def agent_items(seed: int, count: int, release: Release) -> list[Item]:
     """Instruct the model under the system prompt of the action grammar."""
     examples = agent_examples(stream(seed, "agent"), count, release=release)
     return [_typed("agent", example) for example in examples]
+
+
+def copying_items(seed: int, count: int) -> list[Item]:
+    """Ask for what stands in the conversation: made-up names, values, tools, in held-out wordings."""
+    rng = stream(seed, "copying")
+    items: list[Item] = []
+    for kind in (kind for kind in KINDS for _ in range(count)):
+        *given, (_, answer) = draw_conversation(rng, held_out=True, kind=kind).turns
+        messages = tuple(Message(role, text) for role, text in given)
+        items.append(Item(messages, answer, exactly(answer), f"copying_{kind}", _language(given[-1][1])))
+    return items
 
 
 def _dialogue(kind: str, seed: int, count: int, release: Release, intents: Sequence[str]) -> list[Item]:
@@ -179,15 +192,27 @@ def task_items(seed: int, count: int) -> list[Item]:
     items: list[Item] = []
     for _ in range(count):
         scene = draw_scene(rng, words, icons())
-        task = draw_task(rng, scene, held_out=True)
-        judge = exactly(task.answer)
-        if task.label is not None:
-            touched = next(e.touch for e in scene.elements if e.label == task.label[1])
-            judge = tap_inside(_from_edges(touched))
-        shown = [ImagePart(Image.fromarray(scene.image)), TextPart(task.prompt)]
-        messages = (Message("system", AGENT_TASK_PROMPT), Message("user", shown))
-        items.append(Item(messages, task.answer, judge, "tasks", _language(task.prompt), task.thought))
+        items.append(_task_item("tasks", scene, draw_task(rng, scene, held_out=True)))
     return items
+
+
+def new_task_items(seed: int, count: int) -> list[Item]:
+    """The same with instructions that only the newest release knows."""
+    rng = stream(seed, "new_tasks")
+    words = words_known("v1.3")
+    drawn = [draw_scene(rng, words, icons()) for _ in range(count)]
+    return [_task_item("new_tasks", scene, draw_new_task(rng, scene, held_out=True)) for scene in drawn]
+
+
+def _task_item(kind: str, scene: Scene, task: Task) -> Item:
+    judge = exactly(task.answer)
+    action = parse_action(task.answer)
+    if task.label is not None and action is not None:
+        touched = next(e.touch for e in scene.elements if e.label == task.label[1])
+        judge = tap_inside(_from_edges(touched), action.name)
+    shown = [ImagePart(Image.fromarray(scene.image)), TextPart(task.prompt)]
+    messages = (Message("system", AGENT_TASK_PROMPT), Message("user", shown))
+    return Item(messages, task.answer, judge, kind, _language(task.prompt), task.thought)
 
 
 def page_items(

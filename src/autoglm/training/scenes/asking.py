@@ -11,7 +11,7 @@ that are held out never occur in training.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,7 +75,7 @@ _HAS = {
 _YES_NO = {"zh": ("是", "否"), "en": ("yes", "no")}
 _CROSSED = 0.15  # share of questions asked in the other language than the word's
 _POLITE = {"zh": ("", "", "", "。", "吧", "!"), "en": ("", "", "", ".", " please", "!")}
-_WORDINGS = {"tap": _TAP, "read": _READ, "has": _HAS}
+WORDINGS: Mapping[Kind, Mapping[str, tuple[str, ...]]] = {"tap": _TAP, "read": _READ, "has": _HAS}
 _COMPOSED = 0.6  # share of training questions that are put together from parts
 
 
@@ -182,7 +182,7 @@ def _language(rng: random.Random, label: Label) -> str:
 
 
 def _worded(rng: random.Random, kind: Kind, name: str, language: str, held_out: bool) -> str:
-    whole = _WORDINGS[kind][language]
+    whole = WORDINGS[kind][language]
     if held_out or rng.random() >= _COMPOSED:
         text = rng.choice(split(whole, held_out=held_out))
         text += rng.choice(_POLITE[language]) if kind == "tap" else ""
