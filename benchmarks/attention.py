@@ -10,8 +10,9 @@ For each context length, in one run and interleaved so that a busy machine slows
     products that the network uses and of ``scaled_dot_product_attention`` with a group's heads as its
     queries. (With ``enable_gqa`` at query length 1 that function is far slower and no baseline.)
 ``step``
-    a whole decode step of the real network: nano with all its layers, 9B with one of its 40. What a
-    user saves, for the weights are read either way; with ``--rows 16`` they are shared by as many.
+    a whole decode step of the real network: nano with all its layers as the engine runs it, by the
+    native core, 9B with one of its 40. What a user saves, for the weights are read either way; with
+    ``--rows 16`` they are shared by as many. Dense is the faster of the native core and torch.
 ``prefill``
     one layer's attention for the last ``--piece`` tokens of a prompt of that length, as the engine reads long
     prompts. Dense is the faster of the network's blocks and of ``scaled_dot_product_attention``.
@@ -40,13 +41,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autoglm.model import step
 from autoglm.model.cache import KVCache
+from autoglm.model.codes import quantize_rows
 from autoglm.model.config import CONFIGS, ModelConfig, TopKConfig
+from autoglm.model.kernels import Packed
 from autoglm.model.network import PhoneModel
 from autoglm.model.pages import PageTable, Rows
 from autoglm.model.prefill import dense_prefill, topk_prefill
 from autoglm.model.sizes import size_table
 from autoglm.model.topk import dense_decode, page_bounds, topk_decode, update_bounds
+from autoglm.model.weights import build_model
 
 CONTEXTS = (2048, 8192, 16384, 32768)
 DTYPES = {"nano": torch.float32, "9b": torch.bfloat16}
@@ -57,13 +62,17 @@ CACHES = 6
 
 
 def medians(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Return the median seconds of each run, all of them once a round, two rounds to warm up."""
+    """Return the median seconds of each run, all of them once a round, two rounds to warm up.
+
+    With one thread they are seconds of the CPU: a neighbour stretches them less than those of the clock.
+    """
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats + 2):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = clock()
             run()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return {name: statistics.median(times[2:]) for name, times in seconds.items()}
 
 
@@ -138,16 +147,30 @@ def step_case(
     config = dataclasses.replace(CONFIGS[name], num_layers=LAYERS[name])
     if config.vocab_size > 1 << 16:  # the table is no part of a step: one row is read
         config = dataclasses.replace(config, vocab_size=256)
-    model = PhoneModel(config).eval().to(dtype)
-    gates = {
-        "grouped": dataclasses.replace(config.topk, dense_below=1 << 24),
-        "topk": dataclasses.replace(config.topk, dense_below=0),
-    }
+    by_torch = PhoneModel(config).eval().to(dtype)
+    ours = native(by_torch) if step.pays(config) else by_torch
+    dense, gated = (dataclasses.replace(config.topk, dense_below=below) for below in (1 << 24, 0))
+    ways = {"grouped": (by_torch, dense), "topk": (ours, gated)}
+    if ours is not by_torch:
+        ways["native"] = ours, dense
     for context in contexts:
-        cache = model.new_cache(rows, context)
+        cache = ours.new_cache(rows, context)
         fill(cache)
-        runs = {kind: functools.partial(decode, model, gate, cache, context) for kind, gate in gates.items()}
+        runs = {kind: functools.partial(decode, *way, cache, context) for kind, way in ways.items()}
         yield context, {kind: 1e3 * value for kind, value in medians(runs, repeats).items()}
+
+
+def native(model: PhoneModel) -> PhoneModel:
+    """Return the same model with its matrices as INT8, held for the native core."""
+    held, rest = dict[str, Packed](), dict[str, Tensor]()
+    state = model.state_dict()
+    for name, weight in state.items():
+        if step.holds(name, weight.shape):
+            has_bias = name.removesuffix("weight") + "bias" in state
+            held[name] = step.hold(name, *quantize_rows(weight), has_bias=has_bias)
+        else:
+            rest[name] = weight
+    return build_model(model.config, rest, held)
 
 
 def decode(model: PhoneModel, gate: TopKConfig, cache: KVCache, context: int) -> None:

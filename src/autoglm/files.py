@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import IO, NoReturn
 
@@ -248,10 +248,14 @@ def remove_temporaries(directory: Path) -> None:
         remove(leftover)
 
 
-def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 lower-case hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_file(path: Path, pace: Callable[[], None] = lambda: None) -> str:
+    """Return the SHA-256 of a file as 64 lower-case hexadecimal digits; ``pace`` is called after each MiB."""
+    digest, chunk = hashlib.sha256(), memoryview(bytearray(CHUNK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(chunk):
+            digest.update(chunk[:count])
+            pace()
+    return digest.hexdigest()
 
 
 def is_sha256(text: object) -> bool:
@@ -259,8 +263,8 @@ def is_sha256(text: object) -> bool:
     return isinstance(text, str) and _SHA256.fullmatch(text) is not None
 
 
-def verify_file(path: Path, *, size: int, sha256: str) -> None:
-    """Check a file against its promised size and hash.
+def verify_file(path: Path, *, size: int, sha256: str, pace: Callable[[], None] = lambda: None) -> None:
+    """Check a file against its promised size and hash; ``pace`` is called between two pieces of reading.
 
     Raises:
         IntegrityError: it is missing or differs.
@@ -271,7 +275,7 @@ def verify_file(path: Path, *, size: int, sha256: str) -> None:
         raise IntegrityError(f"{path} is missing") from error
     if found != size:
         raise IntegrityError(f"{path} has {found} bytes where {size} were promised")
-    if (digest := sha256_file(path)) != sha256:
+    if (digest := sha256_file(path, pace)) != sha256:
         raise IntegrityError(f"{path} has sha256 {digest} where {sha256} was promised")
 
 

@@ -15,6 +15,7 @@ import pexpect
 import pytest
 
 from autoglm.cli.chat_terminal import Printer
+from autoglm.engine.scheduler import Scheduler
 from service.running import running_service, tiny_settings
 
 DEADLINE_S = 120
@@ -142,11 +143,17 @@ def test_thinking_is_shown_dimmed_when_it_is_on(terminal: Any, cli_service: Any)
 
 
 @pytest.mark.needs("pty")
-def test_ctrl_c_stops_an_answer_and_not_the_session(terminal: Any, cli_service: Any) -> None:
+def test_ctrl_c_stops_an_answer_and_not_the_session(
+    terminal: Any, cli_service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The engine stops too, and at the prompt the key only drops the line."""
     session = terminal(cli_service.url, *LONG)
     session.see("v1.2> ")
     engine = cli_service.state.engine
+    step = Scheduler.step
+    monkeypatch.setattr(
+        Scheduler, "step", lambda self: (time.sleep(0.02), step(self))
+    )  # a large model's pace
     cancelled = engine.stats().cancelled
     for _ in range(20):  # the key may arrive before the engine has the question, or after its answer
         session.type("hi")

@@ -172,6 +172,39 @@ def test_doctor_finds_the_running_service(autoglm: Any, cli_service: Any, cli_st
     assert found["service"]["state"] == "ok"
     assert found["admin token"]["state"] == "ok"
     assert found["torch"]["state"] == "ok"
+    assert found["decoding"]["text"].startswith("native core")
+    assert found["model in memory"]["state"] == "ok"
+    assert "weights" in found["model in memory"]["text"] and "KV cache" in found["model in memory"]["text"]
+
+
+def test_doctor_notes_that_torch_must_decode(
+    autoglm: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without its native core an engine works, but slower: a note, and no failure."""
+    monkeypatch.setattr("autoglm.model.core.library", lambda: None)
+    result = autoglm("doctor", "--data", tmp_path, "--json")
+    found = {finding["what"]: finding for finding in result.json["findings"]}
+    assert found["decoding"]["state"] == "note"
+    assert "torch decodes" in found["decoding"]["text"]
+
+
+def test_doctor_adds_up_what_the_model_needs(
+    cli_service: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sum, a note where no second release fits, a failure with the sum where not even one does."""
+    from autoglm.cli.model_memory import model_memory
+    from autoglm.engine import devices
+
+    settings = cli_service.state.settings
+    count = lambda: model_memory(settings, settings.data_path, is_running=False)  # noqa: E731
+    assert count()[0] == "ok"
+    monkeypatch.setattr(devices, "free_bytes", lambda _: 0)
+    state, text = count()
+    assert state == "fail" and "does not fit: weights" in text and "free: 0.00 GiB" in text
+    running, _ = model_memory(settings, settings.data_path, is_running=True)
+    assert running == "note"
+    assert model_memory(settings, tmp_path, is_running=False)[0] == "note"
+    assert model_memory(None, tmp_path, is_running=False)[0] == "note"
 
 
 def test_doctor_fails_where_something_is_wrong(autoglm: Any, tmp_path: Path) -> None:

@@ -57,13 +57,15 @@ def test_what_does_not_fit_is_refused_with_the_sum(monkeypatch: pytest.MonkeyPat
 def test_staging_asks_only_for_its_own_room(
     monkeypatch: pytest.MonkeyPatch, engine: Engine, new_dir: Path
 ) -> None:
-    """Beside a running release there must be room for one more, not for two."""
+    """Beside a running release there must be room for one more, not for two, less what they share."""
     model = engine.active.model
     packed = [f"{name}.weight" for name in packed_parts(model)]
     plan = preflight(model.config, CPU, max_batch=4, max_context=256, packed=packed)
     monkeypatch.setattr(module, "free_bytes", lambda devices: plan.needed_bytes // 2)
     assert engine.stage(new_dir).version == "v1.3"
-    monkeypatch.setattr(module, "free_bytes", lambda devices: plan.needed_bytes // 2 - 1)
+    monkeypatch.setattr(module, "free_bytes", lambda devices: 0)
+    shared = engine.room(new_dir).shared
+    monkeypatch.setattr(module, "free_bytes", lambda devices: plan.needed_bytes // 2 - shared - 1)
     with pytest.raises(EngineError, match="does not fit"):
         engine.stage(new_dir)
 
@@ -71,3 +73,18 @@ def test_staging_asks_only_for_its_own_room(
 def test_free_memory_is_counted_once_a_device() -> None:
     """Naming the CPU twice does not double its memory."""
     assert 0 < module.free_bytes((*CPU, *CPU)) < 1.5 * module.free_bytes(CPU) + (1 << 30)
+
+
+def test_the_page_on_gpus_shows_the_sum_as_it_is(monkeypatch: pytest.MonkeyPatch, project_root: Path) -> None:
+    """The refusal and the figures in docs/gpu.md are what the engine says of the 9B on two such cards."""
+    monkeypatch.setattr(module, "free_bytes", lambda devices: (24 << 30) * len(set(devices)))
+    cards = (torch.device("cuda:0"), torch.device("cuda:1"))
+    page = (project_root / "docs" / "gpu.md").read_text()
+    shown = page.partition("```text\n")[2].partition("```")[0]
+    plan = module.count_memory(CONFIGS["9b"], cards, max_batch=16, max_context=65_536, staging=False)
+    with pytest.raises(EngineError) as caught:
+        plan.require_room("autoglm-phone-9b")
+    assert str(caught.value).split() == shown.split()
+    for staging, figure in ((False, "needs 18.26 GiB"), (True, "36.53 GiB in")):
+        small = module.count_memory(CONFIGS["9b"], cards, max_batch=8, max_context=2048, staging=staging)
+        assert f"{small.needed_bytes / (1 << 30):.2f}" in figure and figure in page

@@ -13,7 +13,6 @@ import torch
 
 from autoglm.engine import Engine, Generation, GenerationRequest, Sampling
 from autoglm.engine.exclusive import Door
-from autoglm.engine.pace import Pace
 from autoglm.errors import EngineError, HealthError, OverloadedError, RequestError
 from engine.conftest import place_of, rewrite_weights
 from tiny_model import random_state
@@ -81,19 +80,6 @@ def test_one_value_that_is_not_finite_is_refused(
     with pytest.raises(EngineError):
         engine.stage(directory)
     assert engine.submit(ask("hello", max_tokens=3)).result().finished.release == "v1.2"
-
-
-def test_reading_rests_as_long_as_it_worked_while_requests_run() -> None:
-    """And not at all when nobody asks."""
-    now, slept, busy = [0.0], list[float](), [True]
-    pace = Pace(lambda: busy[0], clock=lambda: now[0], sleep=slept.append)
-    for worked in (0.01, 0.2, 3.0):
-        now[0] += worked
-        pace()
-    busy[0] = False
-    now[0] += 1
-    pace()
-    assert slept == pytest.approx([0.01, 0.2, 0.25])
 
 
 # Bad releases

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from autoglm.engine import Engine, GenerationRequest, JsonAnswer, Sampling, Structure, ToolAnswer
+from autoglm.engine import structure as structure_module
 from autoglm.engine.structure import Grammars
 from autoglm.errors import RequestError
 from autoglm.model.prompt import Message
@@ -152,6 +153,51 @@ def test_a_refused_schema_is_told_why_in_one_sentence(tokenizer: Tokenizer, sche
         Grammars(tokenizer).constrain(JsonAnswer(schema)).allowed(tokenizer.vocab_size)
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def nested(levels: int) -> dict[str, Any]:
+    """An object in an object, so many times."""
+    schema: dict[str, Any] = {"type": "null"}
+    for _ in range(levels):
+        schema = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    return schema
+
+
+@pytest.mark.parametrize("levels", [150, 300, 480, 10_000])
+def test_a_schema_nested_too_deep_is_refused_in_plain_words(tokenizer: Tokenizer, levels: int) -> None:
+    """However deep it is and whatever reader meets it first, the caller is told the same."""
+    for structure in (JsonAnswer(nested(levels)), ToolAnswer((Tool("f", "", nested(levels)),))):
+        with pytest.raises(RequestError, match="the schema cannot be used: it is nested too deep"):
+            Grammars(tokenizer).constrain(structure)
+
+
+def test_a_huge_schema_is_refused_before_it_is_walked(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The length is known first; a schema that is too long only when closed is refused as well."""
+    small = {"properties": {f"p{i}": {"type": "integer"} for i in range(5000)}}
+    assert len(json.dumps(small)) < structure_module.MAX_GRAMMAR_CHARS
+    with pytest.raises(RequestError, match="more than 262144 characters"):
+        Grammars(tokenizer).constrain(JsonAnswer(small))
+    walked: list[object] = []
+    monkeypatch.setattr(structure_module, "closed", walked.append)
+    with pytest.raises(RequestError, match="more than 262144 characters"):
+        Grammars(tokenizer).constrain(JsonAnswer({"properties": {f"p{i}": {} for i in range(30_000)}}))
+    assert not walked
+
+
+def test_more_forced_text_than_can_be_followed_is_refused_at_submission(engine: Engine, ask: Ask) -> None:
+    """Twenty levels that each hold the next one twice leave no choice; nothing of it is generated."""
+    levels = {f"n{i}": both({"$ref": f"#/$defs/n{i + 1}"}) for i in range(20)}
+    schema = {"$defs": levels | {"n20": {"const": 1}}, "$ref": "#/$defs/n0"}
+    with pytest.raises(RequestError, match="leaves the model no choice"):
+        engine.submit(ask("hi", structure=JsonAnswer(schema)))
+    assert engine.stats().requests == 0
+
+
+def both(schema: object) -> dict[str, Any]:
+    """An object that holds two values of a schema."""
+    return {"type": "object", "properties": {"x": schema, "y": schema}, "required": ["x", "y"]}
 
 
 def test_a_form_survives_being_put_back(old_dir: Path, ask: Ask) -> None:

@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from autoglm.engine import Engine, GenerationRequest
-from autoglm.engine.selftest import examine_resident
 from autoglm.errors import EngineError, FormatError, HealthError, IntegrityError, RequestError, TrustError
 from engine.conftest import place_of
 
@@ -334,21 +333,6 @@ def test_an_endless_self_test_is_cut_at_its_budget(engine: Engine, new_dir: Path
     """A release with no time left fails, prompt by prompt."""
     report = engine.self_test(engine.stage(new_dir), budget_s=0.0)
     assert not report.ok
-
-
-def test_the_self_test_rests_while_the_live_release_is_busy(engine: Engine, new_dir: Path) -> None:
-    """Resting changes no answer, and is not counted as slowness."""
-    resident = engine.stage(new_dir).held()
-    asked: list[bool] = []
-
-    def is_live_busy() -> bool:
-        asked.append(True)
-        return True
-
-    with torch.inference_mode():
-        report = examine_resident(resident, budget_s=60, is_live_busy=is_live_busy)
-    assert report.ok and report.tokens_per_s > 0
-    assert len(asked) == 7  # after each of the eight steps but the last
 
 
 def test_swapping_needs_a_passed_self_test_and_happens_once(engine: Engine, new_dir: Path) -> None:

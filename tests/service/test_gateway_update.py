@@ -355,7 +355,7 @@ def test_a_supervised_pair_starts_the_second_server_only_for_an_update(connect: 
 def test_a_supervised_server_that_crashes_is_started_again(connect: Any, releases: Any) -> None:
     """A request that comes meanwhile waits for it."""
     gateway = connect(**supervised(failures=1000))
-    process = gateway._servers[0].process
+    process = gateway._pool.servers[0].process
     process._child.kill()
     process._child.wait()
     assert ask(gateway) == ("v1.1", {word(releases["v1.1"])})
@@ -365,8 +365,8 @@ def test_a_server_left_behind_is_ended(connect: Any, releases: Any, tmp_path: Pa
     """A gateway that was killed leaves its server; the next one takes the port back."""
     values = supervised()
     first = connect(**values)
-    left = first._servers[0].process._child
-    first._servers[0].process._child = None  # what a kill leaves: the process, and nobody who knows it
+    left = first._pool.servers[0].process._child
+    first._pool.servers[0].process._child = None  # what a kill leaves: the process, and nobody who knows it
     first._stopped.set()
     second = connect(**values)
     left.wait(10)

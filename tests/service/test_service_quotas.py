@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
+import socket
+import threading
 from typing import Any
 
 import pytest
 
+from autoglm.engine import Finished, Generation, TextDelta, Usage
 from autoglm.hub import Claims
 from autoglm.service.quotas import MAX_CALLERS, TokenBuckets, too_many
+from autoglm.service.streaming import Metered
 
 NAMES = [
     f"x-ratelimit-{kind}-{what}"
@@ -77,6 +83,68 @@ def test_tokens_are_counted_as_they_are_computed(start_service: Any, stream: boo
     assert service.post("/v1/embeddings", {"model": "autoglm-phone-9b", "input": "a"}).status_code == 429
     assert service.post("/v1/model/update", {"device_id": "d"}).status_code == 200
     assert service.get("/v1/models").status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_that_nobody_took_count_too(start_service: Any, stream: bool) -> None:
+    """Whoever hangs up in the middle has used the prompt and every token that was generated for him."""
+    service = start_service(limits={"tokens_per_minute": 100_000})
+    service.state.access.quota._tokens._clock = lambda: 0.0  # nothing is refilled
+    body = {"model": "autoglm-phone-9b", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 900}
+    content = json.dumps(body | {"stream": stream}).encode()
+    host, port = service.url.removeprefix("http://").split(":")
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+    generated = lambda: service.state.engine.stats().generated_tokens  # noqa: E731
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(head.encode() + content)
+        while generated() < 20:
+            threading.Event().wait(0.002)
+    while not service.state.engine.stats().cancelled:
+        threading.Event().wait(0.002)
+    stats, used = service.state.engine.stats(), 0
+    for _ in range(1000):  # settled on the event loop, a moment after the engine has ended it
+        used = 100_000 - int(service.get("/v1/models").headers["x-ratelimit-remaining-tokens"])
+        if used >= stats.prompt_tokens + stats.generated_tokens:
+            break
+    assert (stats.cancelled, used) == (1, stats.prompt_tokens + stats.generated_tokens)
+
+
+def test_a_request_that_never_began_costs_nothing() -> None:
+    """Cancelled in the queue: neither its prompt nor an answer was computed."""
+    spent: list[int] = []
+
+    async def meter() -> None:
+        inner = Generation("v1.2", "fp")
+        Metered(inner, spent.append)
+        inner.deliver(Finished("cancelled", Usage(500, 0), "v1.2", 0.0, 1.0))
+        late = Generation("v1.2", "fp")
+        late.deliver(Finished("cancelled", Usage(500, 7), "v1.2", 0.1, 1.0))
+        Metered(late, spent.append)
+        await asyncio.sleep(0)
+
+    asyncio.run(meter())
+    assert spent == [507]
+
+
+@pytest.mark.parametrize("taken_before", [0, 2])
+def test_each_token_is_counted_once_however_late_it_is_taken(taken_before: int) -> None:
+    """The engine has ended while the consumer still has deltas to take: usage says what is spent."""
+    spent: list[int] = []
+
+    async def meter() -> None:
+        inner = Generation("v1.2", "fp")
+        events = aiter(Metered(inner, spent.append))
+        for token in range(taken_before):
+            inner.deliver(TextDelta("answer", "a", (token,)))
+            await anext(events)
+        for token in range(taken_before, 10):
+            inner.deliver(TextDelta("answer", "a", (token,)))
+        inner.deliver(Finished("stop", Usage(5, 10), "v1.2", 0.1, 1.0))
+        await asyncio.sleep(0)
+        assert [event async for event in events][-1] == Finished("stop", Usage(5, 10), "v1.2", 0.1, 1.0)
+
+    asyncio.run(meter())
+    assert sum(spent) == 15
 
 
 def test_embeddings_and_transcriptions_count_too(start_service: Any) -> None:

@@ -12,11 +12,15 @@ import sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
+from autoglm.cli.model_memory import model_memory
 from autoglm.errors import AutoGLMError
+
+if TYPE_CHECKING:
+    from autoglm.service.settings import Settings
 
 MIN_FREE_BYTES = 2 << 30
 MIN_MEMORY_BYTES = 2 << 30
@@ -50,6 +54,8 @@ def command(
 ) -> None:
     """Check this machine: driver, Python, torch, memory, disk, keys, permissions. Exit status 1 if one fails.
 
+    The memory that the installed model needs is added up, with room for its next release.
+
     Examples:
 
       autoglm doctor
@@ -72,16 +78,19 @@ def examine(config: Path | None, data: Path | None) -> list[Finding]:
     findings = [
         _python(),
         _core(),
+        _decode_core(),
         _packages("torch", "torch", "engine"),
         _driver(),
         _packages("fastapi, uvicorn, SQLAlchemy", "fastapi", "service"),
         _memory(),
     ]
-    directory, finding = _configuration(config, data)
+    settings, directory, finding = _configuration(config, data)
     findings.append(finding)
     findings += [_disk(directory), _writable(directory), _token(directory), _keys(directory)]
     findings.append(_restored(directory))
-    return [*findings, _service(directory), _font(), _espeak()]
+    service = _service(directory)
+    findings.append(_model_memory(settings, directory, is_running=service.state == "ok"))
+    return [*findings, service, _font(), _espeak()]
 
 
 def _python() -> Finding:
@@ -100,6 +109,20 @@ def _core() -> Finding:
             "autoglm", "fail", f"the native core does not load: {error}; install the package again"
         )
     return Finding("autoglm", "ok", f"{found}, native core loaded")
+
+
+_INSTRUCTIONS = ("portable C", "AVX2", "AVX-512", "NEON")  # by wdecode_level()
+
+
+def _decode_core() -> Finding:
+    """Load the core of decoding, without which an engine works, but slower."""
+    try:
+        library = importlib.import_module("autoglm.model.core").library()
+    except ImportError:
+        return Finding("decoding", "note", "torch is not installed: this machine cannot run a model")
+    if library is None:
+        return Finding("decoding", "note", "no native core: torch decodes, slower; install the package again")
+    return Finding("decoding", "ok", f"native core, {_INSTRUCTIONS[library.wdecode_level()]}")
 
 
 def _packages(what: str, module: str, extra: str) -> Finding:
@@ -131,7 +154,12 @@ def _memory() -> Finding:
     return Finding("memory", state, f"{total / 1e9:.1f} GB, {os.cpu_count()} cores")
 
 
-def _configuration(config: Path | None, data: Path | None) -> tuple[Path, Finding]:
+def _model_memory(settings: Settings | None, directory: Path, *, is_running: bool) -> Finding:
+    state, text = model_memory(settings, directory, is_running=is_running)
+    return Finding("model in memory", cast("State", state), text)
+
+
+def _configuration(config: Path | None, data: Path | None) -> tuple[Settings | None, Path, Finding]:
     from autoglm.cli.places import find_config
 
     fallback = (data or Path("data")).absolute()
@@ -141,13 +169,17 @@ def _configuration(config: Path | None, data: Path | None) -> tuple[Path, Findin
 
         settings = load_settings(found, data_dir=None if data is None else str(data.absolute()))
     except AutoGLMError as error:
-        return fallback, Finding("configuration", "fail", str(error))
+        return None, fallback, Finding("configuration", "fail", str(error))
     except ImportError as error:
-        return fallback, Finding("configuration", "note", f"not read, {error.name} is not installed")
+        return None, fallback, Finding("configuration", "note", f"not read, {error.name} is not installed")
     store = settings.path(settings.model.store)
     if not store.is_dir():
-        return settings.data_path, Finding("configuration", "fail", f"model.store: there is no {store}")
-    return settings.data_path, Finding("configuration", "ok", str(found or "the defaults, no file"))
+        return (
+            settings,
+            settings.data_path,
+            Finding("configuration", "fail", f"model.store: there is no {store}"),
+        )
+    return settings, settings.data_path, Finding("configuration", "ok", str(found or "the defaults, no file"))
 
 
 def _nearest(directory: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autoglm.cli.compression import compare, distill, export, prune, run_with_bar
-from autoglm.cli.courses import COURSE_NAMES, data, train_course
+from autoglm.cli.courses import COURSE_NAMES, Place, card, data, train_course
 from autoglm.cli.merging import merge
 from autoglm.cli.model_eval import evaluate
 
@@ -23,6 +23,7 @@ app.command("distill")(distill)
 app.command("prune")(prune)
 app.command("compare")(compare)
 app.command("export")(export)
+app.command("card")(card)
 app.command("eval")(evaluate)
 
 
@@ -33,9 +34,13 @@ def _group() -> None:
 
 @app.command("train")
 def train(
-    recipe: Annotated[str, typer.Argument(help="v1.2, v1.3, overfit, teacher or student.")],
+    recipe: Annotated[str, typer.Argument(help="v1.2, v1.3, overfit, teacher, student or update.")],
     run: Annotated[Path | None, typer.Option(help="The run's directory; runs/RECIPE if not given.")] = None,
     base: Annotated[Path | None, typer.Option(help="The release that a fine-tune starts from.")] = None,
+    base_run: Annotated[
+        Path | None,
+        typer.Option(help="Of the update: the run its base was made of, for its auxiliary heads."),
+    ] = None,
     adapter: Annotated[
         int | None, typer.Option(help="Train an adapter of this rank, and no other weight.", min=1, max=64)
     ] = None,
@@ -44,6 +49,12 @@ def train(
     workers: Annotated[
         int, typer.Option(help="Of a course: processes that draw screens ahead.", min=0, max=256)
     ] = 0,
+    recordings: Annotated[
+        Path | None, typer.Option("--data", help="Of a course: another run, whose recordings are used.")
+    ] = None,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Of a course: spread the blocks over the processes.")
+    ] = False,
 ) -> None:
     """Train a recipe; a run that was stopped goes on from its last checkpoint.
 
@@ -54,9 +65,16 @@ def train(
       autoglm model train v1.3 --base runs/releases/v1.2
 
       autoglm model train v1.3 --base runs/releases/v1.2 --adapter 8
+
+      autoglm model train update --base runs/releases/v1.2 --base-run runs/student --data runs/teacher
     """
-    if recipe in COURSE_NAMES and base is None and adapter is None:
-        train_course(recipe, run, seed, threads, workers)
+    from autoglm.training.threads import use_threads
+
+    use_threads(threads)
+    if recipe in COURSE_NAMES:
+        folder = recipe if adapter is None else f"{recipe}-adapter"
+        place = Place(run or Path("runs") / folder, recordings, seed, workers, shard)
+        train_course(recipe, place, base, base_run, adapter)
         return
     from autoglm.model.config import NANO
     from autoglm.model.weights import TOKENIZER_NAME, WEIGHTS_NAME, read_weights
@@ -64,10 +82,8 @@ def train(
     from autoglm.training.distributed import joined
     from autoglm.training.plot import plot_curve
     from autoglm.training.recipe import adapter_recipe, recipe_named
-    from autoglm.training.threads import use_threads
     from autoglm.training.trainer import Trainer
 
-    use_threads(threads)
     chosen = recipe_named(recipe) if adapter is None else adapter_recipe(recipe)
     settings = None if adapter is None else AdapterConfig(adapter, alpha=2 * adapter)
     directory = run or Path("runs") / (recipe if adapter is None else f"{recipe}-adapter")

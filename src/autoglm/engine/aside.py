@@ -2,7 +2,8 @@
 
 The thread keeps its normal priority on purpose: lowered, it would be put off by the system while it holds
 Python's lock, and the live model would wait for it. For the same reason that lock changes hands ten times as
-often as usual meanwhile: each operation of a decode step gives it away and then waits to have it back.
+often as usual meanwhile: each operation of a decode step gives it away and then waits to have it back. When
+the work rests is the business of :mod:`autoglm.engine.pace`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def run_aside(work: Callable[[], T], what: str, *, timeout_s: float | None = Non
     future: Future[T] = Future()
     thread = threading.Thread(target=_work, args=(work, future), name=f"autoglm-{what}", daemon=True)
     try:
-        with _changing_hands_often():
+        with changing_hands_often():
             thread.start()
             return future.result(timeout_s)
     except FutureTimeoutError as error:
@@ -46,7 +47,7 @@ def run_aside(work: Callable[[], T], what: str, *, timeout_s: float | None = Non
 
 
 @contextlib.contextmanager
-def _changing_hands_often() -> Generator[None]:
+def changing_hands_often() -> Generator[None]:
     """Let threads wait shorter for Python's lock; of several at once, the first one sets and resets it."""
     before = sys.getswitchinterval()
     is_ours = before > _SWITCH_S

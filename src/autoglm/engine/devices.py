@@ -1,8 +1,10 @@
 """Which devices run the model, and whether it fits: counted before anything is loaded.
 
-The sum is weights, the KV cache of all slots, and the same again as room to stage the next release beside
-the running one. A model that leaves no such room still runs, and is told so with the figures: each update
-then unloads it first, and requests wait in the meantime.
+The sum is weights, the KV cache of all slots, what packing INT8 weights takes besides while it lasts, and
+weights and cache once more as room to stage the next release beside the running one. That is the worst case,
+in which the next release changes every weight: unchanged ones are shared. A model that leaves no such room
+still runs, and is told so with the figures: each update then unloads it first, and requests wait in the
+meantime.
 
     >>> preflight(config, pick_devices("auto"), max_batch=8, max_context=2048).needed_bytes  # doctest: +SKIP
 """
@@ -10,8 +12,9 @@ then unloads it first, and requests wait in the meantime.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -22,8 +25,10 @@ from autoglm.model.cache import KVCache
 from autoglm.model.config import ModelConfig
 from autoglm.model.kernels import MIN_WEIGHTS, packed_bytes
 from autoglm.model.network import PhoneModel, split_layers
+from autoglm.model.weights import PIECE_WEIGHTS
 
 _GIB = 1 << 30
+_PIECE_TIMES = 20  # bytes of numbers computed with, a weight of the piece that is read
 _LARGE_PARAMETERS = 100_000_000
 
 
@@ -103,6 +108,9 @@ class MemoryPlan:
         staging: the next release beside this one, its cache included.
         free: free memory of all devices together.
         shares: the same by device, where there are several.
+        packing: what loading takes at its peak beyond all that; the cache, which comes after, has room for it
+            mostly.
+        shared: weights of ``weights`` that are in memory already.
     """
 
     weights: int
@@ -110,11 +118,17 @@ class MemoryPlan:
     staging: int
     free: int
     shares: tuple[Share, ...] = ()
+    packing: int = 0
+    shared: int = 0
 
     @property
     def needed_bytes(self) -> int:
         """The sum."""
-        return self.weights + self.cache + self.staging
+        return self.weights - self.shared + self.cache + self.packing + self.staging
+
+    def sharing(self, num_bytes: int) -> MemoryPlan:
+        """Return the plan for a release of whose weights so many bytes are in memory already."""
+        return replace(self, shared=min(num_bytes, self.weights))
 
     @property
     def free_bytes(self) -> int:
@@ -137,7 +151,9 @@ class MemoryPlan:
             )
 
     def __str__(self) -> str:
-        parts = (("weights", self.weights), ("KV cache", self.cache), ("staging room", self.staging))
+        parts = [("weights", self.weights - self.shared), ("KV cache", self.cache)]
+        parts += [("packing", self.packing)] if self.packing else []
+        parts.append(("staging room", self.staging))
         terms = " + ".join(f"{name} {size / _GIB:.2f} GiB" for name, size in parts)
         return f"{terms} = {self.needed_bytes / _GIB:.2f} GiB; free: {self.free / _GIB:.2f} GiB"
 
@@ -158,7 +174,7 @@ def count_memory(
         devices: where it is to run.
         max_batch: sequences at the same time.
         max_context: tokens a sequence, prompt and answer together.
-        staging: also count the room of the next release.
+        staging: also count the room of the next release, every weight of which may differ.
         packed: names of the matrices that stay INT8.
     """
     dtype = weight_dtype(devices)
@@ -173,7 +189,8 @@ def count_memory(
     shares = tuple(Share(str(device), size, free_bytes((device,))) for device, size in parts)
     weights = first + sum(blocks)
     room = (times - 1) * (weights + cache)
-    return MemoryPlan(weights, cache, room, free_bytes(devices), shares)
+    packing = max(0, _loading_peak(config, dtype, frozenset(packed), step.pays(config)) - weights - cache)
+    return MemoryPlan(weights, cache, room, free_bytes(devices), shares, packing)
 
 
 @functools.lru_cache(maxsize=8)
@@ -184,14 +201,47 @@ def _weights_by_place(
 
     Remembered, because staging asks again while the model serves.
     """
-    with torch.device("meta"):
-        parameters = PhoneModel(config).named_parameters()
     sizes = [0] * (1 + config.num_layers)
-    for name, parameter in parameters:
+    for name, shape in _shapes(config):
         place = int(name.split(".")[1]) + 1 if name.startswith("blocks.") else 0
-        as_int8 = _int8_bytes(config, name, parameter.shape, is_native) if name in packed else 0
-        sizes[place] += as_int8 or parameter.numel() * dtype.itemsize
+        sizes[place] += _held_bytes(config, name, shape, dtype, packed, is_native)
     return tuple(sizes)
+
+
+@functools.lru_cache(maxsize=8)
+def _loading_peak(
+    config: ModelConfig, dtype: torch.dtype, packed: frozenset[str], is_native: bool = False
+) -> int:
+    """Return the most bytes held at any time while the weights are read, one after the other.
+
+    A matrix that is packed is there up to three times: its codes when they come from INT4, torch's quantised
+    tensor, and what is kept. The native core's layout is made of the codes at once. Measured as
+    anonymous memory of a process of its own.
+    """
+    held = peak = 0
+    for name, shape in _shapes(config):
+        size = _held_bytes(config, name, shape, dtype, packed, is_native)
+        copies = (1 if is_native else 2) * math.prod(shape) if name in packed else 0
+        piece = _PIECE_TIMES * min(PIECE_WEIGHTS, math.prod(shape))
+        held, peak = held + size, max(peak, held + size + copies + piece)
+    return peak
+
+
+def _shapes(config: ModelConfig) -> list[tuple[str, torch.Size]]:
+    with torch.device("meta"):
+        return [(name, parameter.shape) for name, parameter in PhoneModel(config).named_parameters()]
+
+
+def _held_bytes(
+    config: ModelConfig,
+    name: str,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    packed: frozenset[str],
+    is_native: bool,
+) -> int:
+    as_int8 = _int8_bytes(config, name, shape, is_native) if name in packed else 0
+    return as_int8 or math.prod(shape) * dtype.itemsize
 
 
 def _int8_bytes(config: ModelConfig, name: str, shape: Sequence[int], is_native: bool) -> int:

@@ -16,6 +16,7 @@ time that grows with the size of the schema.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 from urllib.parse import unquote
@@ -23,6 +24,10 @@ from urllib.parse import unquote
 Schema = Mapping[str, Any]
 # A value ends when, of each of these groups of schemas, one has a value that ends.
 Groups = list[list[Schema]]
+# So many names are compared with patterns in one object, at the most.
+MAX_MATCHES = 4096
+# A pattern that needs no regular expression to be understood: others could take for ever to be tried.
+_PLAIN = re.compile(r"\^?([\w -]*|\.\*)\$?")
 
 
 def is_endless(root: object) -> bool:
@@ -73,26 +78,74 @@ def _groups(schema: Schema, root: Schema) -> Iterator[list[Schema]]:
         return
     if "$ref" in schema and (target := _target(schema["$ref"], root)) is not None:
         yield [target]
-    for key in ("anyOf", "oneOf"):
-        if (choices := _listed(schema.get(key))) and all(isinstance(each, Mapping) for each in choices):
-            yield choices
-    for each in (*_listed(schema.get("allOf")), *_parts(schema)):
-        if isinstance(each, Mapping):
-            yield [cast("Schema", each)]
+    choices = [each for key in ("anyOf", "oneOf") if (each := _listed(schema.get(key)))]
+    for choice in (*choices, *([each] for each in _listed(schema.get("allOf"))), *_held(schema)):
+        if all(isinstance(each, Mapping) or each is False for each in choice):  # False has no value at all
+            yield [cast("Schema", each) for each in choice if each is not False]
 
 
-def _parts(schema: Schema) -> list[Any]:
-    """Return the schemas of which every value of this one holds one."""
-    if schema.get("type") == "object":
-        named = schema.get("properties")
-        known = cast("Schema", named) if isinstance(named, Mapping) else {}
-        names = _listed(schema.get("required"))
-        return [known[name] for name in names if isinstance(name, str) and name in known]
-    least = schema.get("minItems")
-    if schema.get("type") != "array" or not isinstance(least, int) or least < 1:
+def _held(schema: Schema) -> list[list[Any]]:
+    """Return groups of what every value of this schema holds: a value in it of one schema of each."""
+    kind = schema.get("type")
+    kinds = cast("list[Any]", kind) if isinstance(kind, list) else [kind]
+    if not kinds or any(each not in ("object", "array") for each in kinds):
         return []
-    first = _listed(schema.get("prefixItems"))
-    return first[:least] + ([schema.get("items")] if least > len(first) else [])
+    ways = [_in_object(schema) if each == "object" else _in_array(schema) for each in kinds]
+    if len(ways) == 1:
+        return ways[0]
+    return [[{"allOf": [{"anyOf": group} for group in way]} for way in ways]]
+
+
+def _in_object(schema: Schema) -> list[list[Any]]:
+    named, patterns = _mapped(schema.get("properties")), _mapped(schema.get("patternProperties"))
+    names = {name for name in _listed(schema.get("required")) if isinstance(name, str)}
+    groups = [[named[name]] for name in names if name in named]
+    others = schema.get("additionalProperties", True)
+    groups += _in_unnamed([name for name in names if name not in named], patterns, others)
+    least = schema.get("minProperties")
+    if isinstance(least, int) and least > len(names):
+        free = [each for name, each in named.items() if name not in names]
+        groups.append([*free, *patterns.values(), others])
+    return groups
+
+
+def _in_unnamed(names: list[str], patterns: Schema, others: Any) -> list[list[Any]]:
+    """Return what properties hold that must be there and stand under no name."""
+    groups: list[list[Any]] = []
+    is_small = len(names) * len(patterns) <= MAX_MATCHES
+    # A pattern that is not looked into may match or not.
+    open_ones = [each for pattern, each in patterns.items() if not is_small or not _PLAIN.fullmatch(pattern)]
+    plain = [pattern for pattern in patterns if is_small and _PLAIN.fullmatch(pattern)]
+    matched = {name: [patterns[pattern] for pattern in plain if _matches(pattern, name)] for name in names}
+    groups += [[each] for found in matched.values() for each in found]
+    if not all(matched.values()):
+        groups.append([*open_ones, others])
+    return groups
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Tell whether a pattern that is no more than a text and anchors, or any text, matches."""
+    text = pattern.removeprefix("^").removesuffix("$")
+    starts, ends = pattern.startswith("^"), pattern.endswith("$")
+    if text == ".*":
+        return not (starts and ends and "\n" in name)
+    if starts and ends:
+        return name == text
+    return name.startswith(text) if starts else name.endswith(text) if ends else text in name
+
+
+def _in_array(schema: Schema) -> list[list[Any]]:
+    least = schema.get("minItems")
+    if not isinstance(least, int) or least < 1:
+        return []
+    first, others = _listed(schema.get("prefixItems")), schema.get("items")
+    if isinstance(others, list):  # as drafts before 2020-12 write it
+        first, others = _listed(others), schema.get("additionalItems")
+    return [[each] for each in (*first[:least], *([others] if least > len(first) else []))]
+
+
+def _mapped(value: Any) -> Schema:
+    return cast("Schema", value) if isinstance(value, Mapping) else {}
 
 
 def _listed(value: Any) -> list[Any]:

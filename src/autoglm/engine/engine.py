@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -27,26 +26,22 @@ from typing import Any, Literal, Self
 
 import torch
 
-from autoglm.engine import sequence as sequences
-from autoglm.engine.aside import run_aside
+from autoglm.engine.aside import changing_hands_often, run_aside
 from autoglm.engine.devices import MemoryPlan, pick_devices, pick_threads
-from autoglm.engine.embedding import Content, EmbeddingBatch, prepare
+from autoglm.engine.embedding import Content, EmbeddingBatch
 from autoglm.engine.exclusive import Door, Exchange
-from autoglm.engine.generation import Finished, Generation, GenerationRequest
-from autoglm.engine.pace import Pace
+from autoglm.engine.generation import Generation, GenerationRequest
+from autoglm.engine.reception import AnswerListener, Reception
 from autoglm.engine.release import Placement, Release, Resident, load_resident, plan_release
 from autoglm.engine.reports import EngineStats, Staged, SwapReport
-from autoglm.engine.scheduler import Limits, Scheduler
-from autoglm.engine.selftest import SelfTestReport, examine, examine_resident
+from autoglm.engine.scheduler import Limits
+from autoglm.engine.selftest import SelfTestReport, examine
+from autoglm.engine.sequence import WaitingQueue
+from autoglm.engine.staging import StagingArea
+from autoglm.engine.supervision import SupervisedWorker
 from autoglm.engine.versions import Versions
-from autoglm.engine.watch import Watch
-from autoglm.engine.worker import Worker
-from autoglm.errors import EngineError, RequestError
 
 _log = logging.getLogger(__name__)
-
-# Called after each live answer with: version, whether it came out well, how it ended (None when it failed).
-AnswerListener = Callable[[str, bool, Finished | None], None]
 
 InFlight = Literal["pin", "drain"]
 """What a swap does with the requests under way."""
@@ -75,22 +70,27 @@ class Engine:
         step_s: float = STEP_S,
     ) -> None:
         """Start the engine's thread on a loaded release; see :meth:`load` for the usual way."""
+        self.last_swap: SwapReport | None = None
+        self._num_swaps = 0
         self._placement = placement
         self._in_flight, self._drain_s = in_flight, drain_s
-        self._versions = Versions(resident, self._bury)
-        self._waiting = sequences.WaitingQueue(queue)
-        self._scheduler = Scheduler(self._waiting, Limits.of(placement), self._on_end)
-        self._num_requests = 0
-        self._num_swaps = 0
-        self.last_swap: SwapReport | None = None
-        self._counting = threading.Lock()
-        self._listeners: list[AnswerListener] = []
         self._announcer = ThreadPoolExecutor(1, thread_name_prefix="autoglm-answers")
-        self._threads, self._is_closed = threads, False
-        self._worker = Worker(self._scheduler, threads=threads)
+        self._versions = Versions(resident, self._bury)
+        self._waiting = WaitingQueue(queue)
         self._door = Door(queue)
-        self._exchange = Exchange(placement, self._versions, self._door, lambda work: self._worker.call(work))
-        self._watch = Watch(step_s, self._look_at_step)
+        self._reception = Reception(
+            self._door, self._versions, self._waiting, lambda: self._worker.wake(), self._announcer
+        )
+        self._worker = SupervisedWorker(
+            self._waiting,
+            self._versions,
+            Limits.of(placement),
+            self._reception.see_out,
+            threads=threads,
+            step_s=step_s,
+        )
+        self._staging = StagingArea(placement, self._worker)
+        self._exchange = Exchange(placement, self._versions, self._door, self._worker.call)
 
     @classmethod
     def load(
@@ -133,7 +133,11 @@ class Engine:
         resident = run_aside(lambda: load_resident(Path(release_dir), placement), "load")
         plan = plan_release(Path(release_dir), placement)
         if plan.needed_bytes > plan.free:
-            _log.warning("no room for two releases: an update makes requests wait while it loads; %s", plan)
+            _log.warning(
+                "no room for two releases that differ in every weight: an update may make requests wait "
+                "while it loads; %s",
+                plan,
+            )
         threads = threads or pick_threads(resident.release.model.config)
         options: dict[str, Any] = {"queue": queue, "threads": threads}
         return cls(resident, placement, in_flight=in_flight, drain_s=drain_s, step_s=step_s, **options)
@@ -151,10 +155,7 @@ class Engine:
             OverloadedError: the queue is full, or the engine is shutting down.
             EngineError: an exclusive swap left no release to answer.
         """
-        with self._door.entering():
-            sequence = self._accept(request)
-        self._count_in()
-        return sequence.generation
+        return self._reception.submit(request)
 
     def embed(self, contents: Sequence[Content], *, release: str | None = None) -> EmbeddingBatch:
         """Prepare embeddings of contents, all by one release; nothing is computed until they are taken.
@@ -168,8 +169,7 @@ class Engine:
                 is not loaded.
             OverloadedError: the engine is shutting down.
         """
-        with self._door.entering():
-            return prepare(contents, self._versions, release, self._enqueue)
+        return self._reception.embed(contents, release)
 
     def turn(self) -> Future[None] | None:
         """Return None when requests come in at once; else what is done when they may again.
@@ -187,7 +187,7 @@ class Engine:
 
         Cancelled requests are no answers. A listener may be slow, and may swap or roll back.
         """
-        self._listeners.append(listener)
+        self._reception.listeners.append(listener)
 
     # Hot swap
 
@@ -223,7 +223,8 @@ class Engine:
         Raises:
             FormatError: its configuration does not parse.
         """
-        return plan_release(Path(release_dir), self._placement)
+        beside = None if self._door.is_vacant else self.active
+        return plan_release(Path(release_dir), self._placement, beside=beside)
 
     def stage(
         self, release_dir: Path | str, *, instead_of: Path | str | None = None, drain_s: float | None = None
@@ -253,11 +254,7 @@ class Engine:
         if instead_of is not None:
             wait_s = self._drain_s if drain_s is None else drain_s
             return self._exchange.stage(directory, Path(instead_of), wait_s)
-        beside, pace = self.active, Pace(self._is_busy)
-        resident = run_aside(
-            lambda: load_resident(directory, self._placement, beside=beside, pace=pace), "stage"
-        )
-        return Staged(resident.release.version, resident)
+        return self._staging.load(directory, beside=self.active)
 
     def self_test(self, staged: Staged, *, budget_s: float = 60.0) -> SelfTestReport:
         """Run the staged release's health prompts beside the live one, resting while that one is busy.
@@ -267,18 +264,8 @@ class Engine:
         Raises:
             EngineError: it is no longer staged.
         """
-        resident = staged.held()
-        try:
-            # The prompts stop themselves at the budget; only a step that never returns outlasts the double.
-            report = run_aside(
-                lambda: examine_resident(resident, budget_s=budget_s, is_live_busy=self._is_busy),
-                "self-test",
-                timeout_s=2 * budget_s,
-            )
-        except Exception as error:  # noqa: BLE001 - whatever a release does in its test is its failure
-            report = SelfTestReport(False, 0.0, 0.0, 0.0, 0, (f"the self-test broke off: {error}",))
-        staged.report = report
-        return report
+        staged.report = self._staging.examine(staged.held(), budget_s)
+        return staged.report
 
     def swap(self, staged: Staged) -> SwapReport:
         """Let the staged release answer new requests; keep the present one as the previous.
@@ -341,14 +328,14 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Return the counters."""
-        counters, active = self._scheduler.counters, self._versions.active
+        counters, active = self._worker.counters, self._versions.active
         return EngineStats(
             active=self.active_version,
             previous=self.previous_version,
             retiring=self._versions.num_retiring,
-            running=len(self._scheduler.running),
+            running=self._worker.num_running,
             waiting=len(self._waiting),
-            requests=self._num_requests,
+            requests=self._reception.num_requests,
             finished=counters.finished,
             cancelled=counters.cancelled,
             failed=counters.failed,
@@ -372,11 +359,8 @@ class Engine:
 
         Harmless when repeated.
         """
-        self._is_closed = True
-        self._door.close()
-        self._waiting.close()
+        self._reception.close()
         self._worker.close(grace_s)
-        self._watch.close()
         self._announcer.shutdown(wait=False, cancel_futures=True)
 
     def __enter__(self) -> Self:
@@ -389,71 +373,11 @@ class Engine:
 
     # Inside
 
-    def _look_at_step(self, limit_s: float) -> None:
-        """Go on without a step that hangs: with a new thread, and an empty cache for its release."""
-        stuck, worker = self._scheduler, self._worker
-        if not stuck.timer.give_up_after(limit_s):
-            return
-        resident, commands = stuck.computing, worker.leave()
-        version = "" if resident is None else resident.release.version
-        _log.critical("a step of release %s takes longer than %g s and was given up", version, limit_s)
-        self._scheduler = Scheduler(self._waiting, Limits.of(self._placement), self._on_end)
-        self._scheduler.counters = stuck.counters
-        if resident is not None:
-            fresh = resident.anew()
-            self._versions.exchange(resident, fresh)
-            self._versions.move(resident, fresh, self._waiting.move(resident, fresh))
-        self._worker = Worker(self._scheduler, threads=self._threads)
-        self._worker.take_over(commands)
-        error = EngineError(f"a step of release {version} took longer than {limit_s:g} s and was given up")
-        self._worker.call(lambda: self._scheduler.settle(stuck, resident, error))
-        if self._is_closed:
-            self._worker.close(0.0)
-
-    def _is_busy(self) -> bool:
-        return bool(self._scheduler.running)
-
-    @contextlib.contextmanager
-    def _drained(self) -> Generator[float]:
-        """Where the engine drains: let nobody in for a block, and those under way end before it, as they can.
-
-        Yields:
-            How long that took, in seconds.
-
-        Raises:
-            EngineError: another swap is under way.
-        """
+    def _drained(self) -> contextlib.AbstractContextManager[float]:
+        """Return a block before which requests end, where the engine drains; it yields how long that took."""
         if self._in_flight == "pin":
-            yield 0.0
-            return
-        started_s = time.perf_counter()
-        self._door.shut()
-        try:
-            if not self._versions.wait_unused(self._drain_s):
-                _log.warning("requests outlast the %g s of draining: they finish beside", self._drain_s)
-            yield time.perf_counter() - started_s
-        finally:
-            self._door.open()
-
-    def _accept(self, request: GenerationRequest) -> sequences.Sequence:
-        resident = self._versions.acquire(request.release)
-        try:
-            with torch.inference_mode():
-                sequence = sequences.Sequence(request, resident)
-            self._waiting.put(sequence)
-        except BaseException:
-            self._versions.let_go(resident)
-            raise
-        return sequence
-
-    def _enqueue(self, sequence: sequences.Sequence) -> None:
-        self._waiting.put(sequence)
-        self._count_in()
-
-    def _count_in(self) -> None:
-        with self._counting:
-            self._num_requests += 1
-        self._worker.wake()
+            return contextlib.nullcontext(0.0)
+        return self._exchange.drained(self._drain_s)
 
     def _commit(self, change: Callable[[], None]) -> SwapReport:
         def commit() -> SwapReport:
@@ -462,22 +386,13 @@ class Engine:
             change()
             self._num_swaps += 1
             pause_s = time.perf_counter() - started_s
-            return SwapReport(before, self.active_version, pause_s, len(self._scheduler.running))
+            return SwapReport(before, self.active_version, pause_s, self._worker.num_running)
 
-        report: SwapReport = self._worker.call(commit)
+        with changing_hands_often():  # a commit that loses the lock half way has it back soon
+            report: SwapReport = self._worker.call(commit)
         self.last_swap = report
         _log.info("release %s -> %s in %.3f ms", report.from_version, report.to_version, report.pause_s * 1e3)
         return report
-
-    def _on_end(self, sequence: sequences.Sequence, ending: Finished | EngineError) -> None:
-        """Settle a sequence that ended, and tell the listeners when it was an answer."""
-        self._versions.let_go(sequence.resident)
-        if isinstance(ending, Finished):
-            is_answer, ok, finished = ending.reason != "cancelled" and sequence.is_answer, True, ending
-        else:
-            is_answer, ok, finished = not isinstance(ending, RequestError), False, None
-        if is_answer and self._listeners and not self._is_closed:
-            self._announcer.submit(self._announce, sequence.generation.release, ok, finished)
 
     def _bury(self, resident: Resident) -> None:
         """Give the memory of a dropped release back on another thread: for a large one, that takes a while.
@@ -487,10 +402,3 @@ class Engine:
         if not resident.is_lost:
             with contextlib.suppress(RuntimeError):  # closed: the memory goes with the engine
                 self._announcer.submit(resident.unload)
-
-    def _announce(self, version: str, ok: bool, finished: Finished | None) -> None:
-        for listener in tuple(self._listeners):
-            try:
-                listener(version, ok, finished)
-            except Exception:  # noqa: BLE001 - logged; a listener is not the engine's business
-                _log.exception("an answer listener broke")

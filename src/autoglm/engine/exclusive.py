@@ -203,6 +203,25 @@ class Exchange:
             raise
         return Staged(resident.release.version, resident, instead_of=instead_of)
 
+    @contextlib.contextmanager
+    def drained(self, seconds: float) -> Generator[float]:
+        """Let nobody in for a block, and those under way end before it, as they can in so many seconds.
+
+        Yields:
+            How long that took, in seconds.
+
+        Raises:
+            EngineError: another swap is under way.
+        """
+        started_s = time.perf_counter()
+        self._door.shut()
+        try:
+            if not self._versions.wait_unused(seconds):
+                _log.warning("requests outlast the %g s of draining: they finish beside", seconds)
+            yield time.perf_counter() - started_s
+        finally:
+            self._door.open()
+
     def finish(self) -> float:
         """Let requests in on the new release; return how long none was there, in seconds."""
         self._door.open()

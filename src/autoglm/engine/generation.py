@@ -201,6 +201,8 @@ class Generation:
         self._deliveries: deque[_Delivery] = deque()
         self._arrived = threading.Condition()
         self._listener: Callable[[_Delivery], object] | None = None
+        self._finished: Finished | None = None
+        self._on_finished: Callable[[Finished], object] = _ignore
         self._ended = False
 
     def cancel(self) -> None:
@@ -219,8 +221,23 @@ class Generation:
         """Whether the caller has cancelled."""
         return self._cancelled.is_set()
 
+    def on_finished(self, listener: Callable[[Finished], object]) -> None:
+        """Call ``listener`` with the last event, also when the consumer is gone by then; not after an error.
+
+        It is called at once when that has come already, else on the engine's thread: it must not block.
+        """
+        with self._arrived:
+            if self._finished is None:
+                self._on_finished = listener
+                return
+        listener(self._finished)
+
     def deliver(self, delivery: _Delivery) -> None:
         """Hand an event or the final error to the consumer; called by the engine only, never blocks."""
+        if isinstance(delivery, Finished):
+            with self._arrived:
+                self._finished = delivery
+            self._on_finished(delivery)
         with self._arrived:
             if self._listener is None:
                 self._deliveries.append(delivery)
@@ -298,6 +315,10 @@ class Generation:
         if isinstance(delivery, Finished):
             return delivery
         raise delivery
+
+
+def _ignore(finished: Finished) -> None:
+    """Nobody asked."""
 
 
 def _complete(events: list[Event]) -> Completion:

@@ -29,7 +29,15 @@ from autoglm.model.network import PhoneModel
 from autoglm.model.prompt import Processor
 from autoglm.model.sharing import LoadedWeight, Sharing
 from autoglm.model.tokenizer import Tokenizer
-from autoglm.model.weights import CONFIG_NAME, WEIGHTS_NAME, LoadedModel, load_release, packed_names
+from autoglm.model.unchanged import unchanged_bytes
+from autoglm.model.weights import (
+    CONFIG_NAME,
+    TOKENIZER_NAME,
+    WEIGHTS_NAME,
+    LoadedModel,
+    load_release,
+    packed_names,
+)
 from autoglm.releases import HealthCheck, Manifest
 
 
@@ -155,24 +163,43 @@ def load_resident(
         FormatError: a file does not parse, or breaks a limit.
         EngineError: it does not fit into memory, or its weights are not finite.
     """
-    Manifest.read(directory).verify(directory)
+    pace = pace or _go_on
+    manifest = Manifest.read(directory)
+    manifest.verify(directory, pace)
     if check_room:
-        plan_release(directory, placement).require_room(directory.name)
+        plan_release(directory, placement, beside=beside).require_room(directory.name)
     with mapped_one_by_one():
-        known = None if beside is None else beside.weights
-        sharing = Sharing(known) if pace is None else Sharing(known, pace)
+        pace()
+        sharing = _sharing(beside, manifest, pace)
         release = Release.load(directory, devices=placement.devices, sharing=sharing)
         num_slots, max_context = placement.room(_read_config(directory))
-        return Resident(release, num_slots=num_slots, max_context=max_context)
+        return Resident(release, num_slots=num_slots, max_context=max_context, pace=pace)
 
 
-def plan_release(directory: Path, placement: Placement, *, staging: bool = False) -> MemoryPlan:
+def _go_on() -> None:
+    pass
+
+
+def _sharing(beside: Release | None, manifest: Manifest, pace: Callable[[], None]) -> Sharing:
+    """Return what a release with this manifest may take over from the running one."""
+    if beside is None:
+        return Sharing(None, pace)
+    files = [{file.path: file.sha256 for file in each.files} for each in (beside.manifest, manifest)]
+    is_same = files[0].get(TOKENIZER_NAME, "") == files[1].get(TOKENIZER_NAME)
+    return Sharing(beside.weights, pace, beside.tokenizer if is_same else None)
+
+
+def plan_release(
+    directory: Path, placement: Placement, *, staging: bool = False, beside: Release | None = None
+) -> MemoryPlan:
     """Count the memory that the release in ``directory`` needs.
 
     Args:
         directory: holds the release.
         placement: where to and with how much room.
         staging: also count the room of the next release.
+        beside: the running release. Where memory is too short for a release that changes every weight, what
+            the two have in common is looked for, and is not counted.
 
     Raises:
         FormatError: its configuration does not parse.
@@ -182,7 +209,10 @@ def plan_release(directory: Path, placement: Placement, *, staging: bool = False
     room = {"max_batch": num_slots, "max_context": max_context}
     form = min_packed(placement.devices), by_core(placement.devices)
     packed = packed_names(directory / WEIGHTS_NAME, config, form[0], by_core=form[1])
-    return count_memory(config, placement.devices, **room, staging=staging, packed=packed)
+    plan = count_memory(config, placement.devices, **room, staging=staging, packed=packed)
+    if beside is None or plan.needed_bytes <= plan.free:
+        return plan
+    return plan.sharing(unchanged_bytes(directory / WEIGHTS_NAME, beside.weights))
 
 
 def _read_config(directory: Path) -> ModelConfig:
@@ -212,10 +242,12 @@ class Resident:
         is_lost: whether a step that was given up may still write to the cache.
     """
 
-    def __init__(self, release: Release, *, num_slots: int, max_context: int) -> None:
+    def __init__(
+        self, release: Release, *, num_slots: int, max_context: int, pace: Callable[[], None] = _go_on
+    ) -> None:
         self.release = release
         self.max_context = max_context
-        self.cache: KVCache = release.model.new_cache(num_slots, self.max_context)
+        self.cache: KVCache = release.model.new_cache(num_slots, self.max_context, pace)
         per_slot = self.cache.pages_per_slot
         self.graphs = graphs_for(release.model, self.cache)
         self.pages = PagePool(num_slots, per_slot, self.cache.copy_page, self.cache.wipe_page)

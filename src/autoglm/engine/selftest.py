@@ -6,16 +6,18 @@ touched; a release that hangs, breaks, computes NaN or answers wrongly fails, wi
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
 
 from autoglm.engine.generation import Completion, GenerationRequest
+from autoglm.engine.pace import Pace
 from autoglm.engine.release import Resident
 from autoglm.engine.scheduler import Limits, Scheduler
 from autoglm.engine.sequence import Sequence, WaitingQueue
@@ -77,22 +79,34 @@ def examine(health: HealthCheck, answer: Answer, *, budget_s: float) -> SelfTest
     return _report(health, completions, failures, num_right / len(prompts))
 
 
-def examine_resident(
-    resident: Resident, *, budget_s: float, is_live_busy: Callable[[], bool] = lambda: False
-) -> SelfTestReport:
+def examine_resident(resident: Resident, *, budget_s: float, pace: Pace | None = None) -> SelfTestReport:
     """Examine a release that serves nobody yet, in the calling thread, one prompt at a time.
 
-    While ``is_live_busy`` says so, it rests after each step for as long as the step took, so that the live
-    release keeps most of its pace; speeds are reported without the rests.
+    ``pace`` is called after each step, and between two layers of a prompt, so that the live release keeps its
+    own; speeds are reported without the rests.
     """
-    return examine(resident.release.health, _Examination(resident, is_live_busy).answer, budget_s=budget_s)
+    pace = pace or Pace(lambda: False)
+    with _resting_between_layers(resident, pace):
+        return examine(resident.release.health, _Examination(resident, pace).answer, budget_s=budget_s)
+
+
+@contextlib.contextmanager
+def _resting_between_layers(resident: Resident, pace: Pace) -> Generator[None]:
+    """Call ``pace`` before each block that reads a prompt: the whole of it would hold the live release up."""
+    norms = [block.attention_norm for block in resident.release.model.layers]
+    hooks = [norm.register_forward_pre_hook(lambda module, given: pace()) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class _Examination:
     """A scheduler of its own for the release under examination."""
 
-    def __init__(self, resident: Resident, is_live_busy: Callable[[], bool]) -> None:
-        self._resident, self._is_live_busy = resident, is_live_busy
+    def __init__(self, resident: Resident, pace: Pace) -> None:
+        self._resident, self._pace = resident, pace
         self._waiting = WaitingQueue(1)
         self._scheduler = Scheduler(self._waiting, Limits(max_batch=1), on_end=lambda sequence, ending: None)
 
@@ -101,19 +115,22 @@ class _Examination:
         deadline = time.monotonic() + seconds
         sequence = Sequence(request, self._resident)
         self._waiting.put(sequence)
-        rested_s = 0.0
+        before_s = first_s = last_s = self._pace.rested_s
         while self._scheduler.has_work:
             if time.monotonic() > deadline:
                 self._scheduler.fail_all(EngineError("the self-test's time was over before the answer was"))
                 break
-            started = time.monotonic()
             self._scheduler.step()
-            if self._scheduler.has_work and self._is_live_busy():
-                step_s = time.monotonic() - started
-                time.sleep(step_s)
-                rested_s += time.monotonic() - started - step_s
+            last_s = self._pace.rested_s
+            first_s = last_s if len(sequence.token_ids) <= 1 else first_s
+            self._pace()
         completion = sequence.generation.result(0.0)
-        finished = replace(completion.finished, total_s=completion.finished.total_s - rested_s)
+        ending = completion.finished
+        finished = replace(
+            ending,
+            first_token_s=ending.first_token_s - (first_s - before_s),
+            total_s=ending.total_s - (last_s - before_s),
+        )
         return replace(completion, finished=finished)
 
 

@@ -27,9 +27,11 @@ from autoglm.model.tokenizer import Tokenizer
 from autoglm.model.tools import CALL_BEGIN, CALL_END, Tool, call_opening
 
 MAX_GRAMMAR_CHARS = 256 << 10
+MAX_AHEAD = 64  # tokens
 # One way to write each value: a model that may put spaces anywhere may put nothing else.
 _STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _ENDLESS = "nothing that ends can be written by it, as by a $ref that leads back to itself without a way out"
+_DEEP = "it is nested too deep"
 _LIMITS = llguidance.LLParserLimits(verbose_errors=False)
 
 
@@ -106,14 +108,26 @@ Structure = JsonAnswer | ToolAnswer
 
 
 def _dump(schema: object, param: str) -> str:
+    _text(schema, param)  # its length is known before it is walked: that of a huge one takes seconds
     try:
-        text = json.dumps(closed(schema))
-    except (TypeError, ValueError, RecursionError) as error:
+        held = closed(schema)
+    except RecursionError as error:
+        raise RequestError(f"the schema cannot be used: {_DEEP}", param=param) from error
+    text = _text(held, param)
+    if '"$ref"' in text and is_endless(held):  # of others that have no value the parser says why
+        raise RequestError(f"the schema cannot be used: {_ENDLESS}", param=param)
+    return text
+
+
+def _text(schema: object, param: str) -> str:
+    try:
+        text = json.dumps(schema)
+    except RecursionError as error:
+        raise RequestError(f"the schema cannot be used: {_DEEP}", param=param) from error
+    except (TypeError, ValueError) as error:
         raise RequestError(f"the schema is no JSON: {error}", param=param) from error
     if len(text) > MAX_GRAMMAR_CHARS:
         raise RequestError(f"the schema has more than {MAX_GRAMMAR_CHARS} characters", param=param)
-    if is_endless(schema):
-        raise RequestError(f"the schema cannot be used: {_ENDLESS}", param=param)
     return text
 
 
@@ -125,6 +139,10 @@ def _reason(said: str) -> str:
         return f"a pattern is no regular expression that is known here: {wrong or 'it cannot be read'}"[:200]
     if "NoExtensionBias" in text:
         return _ENDLESS
+    if "recursion limit exceeded" in text:
+        return _DEEP
+    if "ff_tokens" in text:
+        return "it leaves the model no choice for more text than can be followed"
     return (text.splitlines() or ["it is too complex"])[0][:200]
 
 
@@ -148,6 +166,7 @@ class Grammars:
             reason = _reason(matcher.get_error())
             raise RequestError(f"the schema cannot be used: {reason}", param=structure.param)
         constraint = Constraint(matcher, structure.param)
+        constraint.check_ahead()
         constraint.allowed(self._tokenizer.vocab_size)  # what fails at the first token is refused here
         return constraint
 
@@ -198,6 +217,20 @@ class Constraint:
         mask[: len(known)] = torch.from_numpy(known)
         self._next = mask
         return mask
+
+    def check_ahead(self) -> None:
+        """Follow on a copy what must come first, so that a form that cannot be is known before it is used.
+
+        Raises:
+            RequestError: the form is too complex to follow.
+        """
+        ahead = Constraint(self._matcher.deep_copy(), self._param)
+        forced = ahead._matcher.compute_ff_tokens()[:MAX_AHEAD]
+        if forced:
+            ahead._matcher.consume_tokens(forced)
+            ahead._check()
+            ahead._matcher.compute_bitmask()
+            ahead._check()
 
     def accept(self, token_id: int) -> None:
         """Take the chosen token.

@@ -59,6 +59,13 @@ class Worker:
             self._changed.notify()
         return future.result()
 
+    def post(self, command: Callable[[], None]) -> None:
+        """Run ``command`` on the worker's thread between two steps, without waiting; not once closed."""
+        with self._changed:
+            if not self.is_closing:
+                self._commands.append((command, Future()))
+                self._changed.notify()
+
     def close(self, grace_s: float) -> None:
         """Go on for at most ``grace_s`` seconds while there is work, then end the rest with an error."""
         with self._changed:

@@ -5,7 +5,7 @@ Which sequence owns which page is not known here: a :class:`~autoglm.model.pages
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -37,8 +37,12 @@ class KVCache:
         max_context: int,
         devices: Sequence[torch.device],
         dtype: torch.dtype,
+        pace: Callable[[], None] = lambda: None,
     ) -> None:
-        """Allocate for every layer, layer i on ``devices[i]``; ``max_context`` is rounded up to pages."""
+        """Allocate for every layer, layer i on ``devices[i]``; ``max_context`` is rounded up to pages.
+
+        ``pace`` is called after each tensor, whose every page is written to here.
+        """
         self.page = config.topk.page
         self.num_slots = num_slots
         self.pages_per_slot = -(-max_context // self.page)
@@ -47,9 +51,15 @@ class KVCache:
         groups, dim = config.num_kv_heads, config.head_dim
         shape = (num_slots, groups, self.max_context, dim)
         pages = (num_slots, groups, self.pages_per_slot, 2 * dim)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for device in devices]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for device in devices]
-        self.bounds = [torch.zeros(pages, dtype=dtype, device=device) for device in devices]
+
+        def zeros(size: tuple[int, ...], device: torch.device) -> Tensor:
+            tensor = torch.zeros(size, dtype=dtype, device=device)
+            pace()
+            return tensor
+
+        self.keys = [zeros(shape, device) for device in devices]
+        self.values = [zeros(shape, device) for device in devices]
+        self.bounds = [zeros(pages, device) for device in devices]
 
     def slot(self, index: int) -> PageTable:
         """Return all pages of one slot, for callers that keep one sequence a slot."""

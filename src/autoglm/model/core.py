@@ -3,6 +3,7 @@
 The core is a shared library without Python in it, built by CMake when the package is installed. Where it is
 not there, :func:`library` says None and everything is computed by torch. ctypes lets go of the interpreter
 lock while it works. What is passed as a pointer belongs to the caller and must live until the call is over.
+A call works on as many threads as torch would on the thread that makes it; results do not depend on it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from autoglm.errors import EngineError
 
 TILE = 16  # rows of a matrix that lie together
-_ABI = 1
+_ABI = 2
 _NAMES = {"win32": "libwdecode.dll", "darwin": "libwdecode.dylib"}
 _PROBLEMS = {
     1: "memory ran out in a decoding step",
@@ -93,6 +94,8 @@ class Batch(ctypes.Structure):
 
     _fields_ = (
         ("count", c_int64),
+        ("keep", c_int64),
+        ("gated_from", c_int64),
         ("token_ids", c_void_p),
         ("positions", c_void_p),
         ("lengths", c_void_p),
@@ -118,10 +121,10 @@ def _declared(core: ctypes.CDLL) -> ctypes.CDLL | None:
     """Say what its functions take; None when it is not the core that this module was written for."""
     if core.wdecode_abi() != _ABI:
         return None
-    core.wdecode_multiply.argtypes = (POINTER(Matrix), c_void_p, c_int64, c_void_p)
+    core.wdecode_multiply.argtypes = (POINTER(Matrix), c_void_p, c_int64, c_int, c_void_p)
     core.wdecode_expand.argtypes = (POINTER(Matrix), c_void_p)
     core.wdecode_expand.restype = None
-    core.wdecode_step.argtypes = (POINTER(ModelWeights), POINTER(Cache), POINTER(Batch), c_void_p)
+    core.wdecode_step.argtypes = (POINTER(ModelWeights), POINTER(Cache), POINTER(Batch), c_int, c_void_p)
     for function in (core.wdecode_multiply, core.wdecode_step, core.wdecode_level):
         function.restype = c_int
     return core
@@ -151,8 +154,10 @@ def check(problem: int) -> None:
 def lay_out(codes: Tensor) -> Tensor:
     """Return codes (N, K) int8 in the core's order, (N / 16, K / 2, 16, 2), filled up with zeros."""
     rows, columns = codes.shape
-    filled = torch.nn.functional.pad(codes, (0, columns % 2, 0, -rows % TILE))
-    return filled.view(-1, TILE, filled.shape[1] // 2, 2).transpose(1, 2).contiguous()
+    margin = (0, columns % 2, 0, -rows % TILE)
+    filled = torch.nn.functional.pad(codes, margin) if any(margin) else codes  # a copy is for what needs it
+    tiles = filled.view(-1, TILE, filled.shape[1] // 2, 2).transpose(1, 2)
+    return tiles.clone(memory_format=torch.contiguous_format)  # never a view of the file that was read
 
 
 def fill_up(scale: Tensor) -> Tensor:
@@ -202,7 +207,8 @@ def multiply(matrix: Matrix, x: Tensor) -> Tensor:
     x = x.contiguous()
     out = torch.empty((*x.shape[:-1], matrix.rows))
     count = x.numel() // matrix.columns
-    check(need().wdecode_multiply(ctypes.byref(matrix), x.data_ptr(), count, out.data_ptr()))
+    threads = torch.get_num_threads()
+    check(need().wdecode_multiply(ctypes.byref(matrix), x.data_ptr(), count, threads, out.data_ptr()))
     return out
 
 

@@ -114,10 +114,10 @@ class PhoneModel(nn.Module):
             block.to(device)
         return self
 
-    def new_cache(self, num_slots: int, max_context: int) -> KVCache:
-        """Allocate pages for ``num_slots`` sequences of up to ``max_context`` tokens."""
+    def new_cache(self, num_slots: int, max_context: int, pace: Callable[[], None] = lambda: None) -> KVCache:
+        """Allocate pages for ``num_slots`` sequences of up to ``max_context`` tokens; ``pace`` may rest."""
         devices = self.layer_devices or [self.device] * self.config.num_layers
-        return KVCache(self.config, num_slots, max_context, devices, self.dtype)
+        return KVCache(self.config, num_slots, max_context, devices, self.dtype, pace)
 
     # Embedding
 
@@ -273,15 +273,7 @@ class PhoneModel(nn.Module):
         step = self._native_step()
         if step is None:
             return self._decode_by_torch(token_ids, positions, cache, rows)
-        gate = vars(self.config.topk)
-        gated = [topk.is_gated(length, **gate) for length in rows.lengths]
-        if not any(gated):
-            return step.run(token_ids, positions, cache, rows)
-        hidden = torch.empty(len(rows), self.config.width)
-        for run, wanted in ((step.run, False), (self._decode_by_torch, True)):
-            if chosen := [i for i, is_long in enumerate(gated) if is_long == wanted]:
-                hidden[chosen] = run(token_ids[chosen], positions[chosen], cache, rows.select(chosen))
-        return hidden
+        return step.run(token_ids, positions, cache, rows, self.config.topk)
 
     def _native_step(self) -> Step | None:
         """Return the native core's view of this model, None when torch computes it."""

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from autoglm.model.kernels import Packed
+from autoglm.model.tokenizer import Tokenizer
 
-_CHUNK_BYTES = 4 << 20
+_CHUNK_BYTES = 1 << 20
 
 
 def _go_on() -> None:
@@ -42,19 +43,25 @@ class Sharing:
     Args:
         known: the weights of a loaded release, by name.
         pace: called between two pieces of reading; may rest.
+        tokenizer: of a loaded release whose file is the same.
 
     Attributes:
+        pace, tokenizer: as given.
         digests: of each weight read so far.
         num_shared: weights that were taken over.
         shared_bytes: the memory that this saved.
     """
 
     def __init__(
-        self, known: Mapping[str, LoadedWeight] | None = None, pace: Callable[[], None] = _go_on
+        self,
+        known: Mapping[str, LoadedWeight] | None = None,
+        pace: Callable[[], None] = _go_on,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
+        self.pace, self.tokenizer = pace, tokenizer
         self.digests: dict[str, bytes] = {}
         self.num_shared = self.shared_bytes = 0
-        self._known, self._pace = dict(known or {}), pace
+        self._known = dict(known or {})
 
     def find(
         self, name: str, stored: Tensor, scale: Tensor | None, shape: torch.Size, dtype: torch.dtype
@@ -107,5 +114,5 @@ class Sharing:
             raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
             for start in range(0, len(raw), _CHUNK_BYTES):
                 digest.update(raw[start : start + _CHUNK_BYTES].data)
-                self._pace()
+                self.pace()
         return digest.digest()

@@ -8,7 +8,7 @@ A model is held like this when it is so small that torch's own cost of an operat
 takes; larger ones are as fast with :mod:`autoglm.model.kernels`, and faster in batches.
 
     >>> if (step := Step.of(model)) is not None:                         # doctest: +SKIP
-    ...     hidden = step.run(token_ids, positions, cache, rows)
+    ...     hidden = step.run(token_ids, positions, cache, rows, model.config.topk)
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from autoglm.errors import EngineError
-from autoglm.model import core
-from autoglm.model.config import ModelConfig
+from autoglm.model import core, topk
+from autoglm.model.config import ModelConfig, TopKConfig
 from autoglm.model.kernels import Packed, Table
 from autoglm.model.layers import Block, turn_frequencies
 
@@ -202,23 +202,34 @@ class Step:
             *(c.norm_eps, model.embed_scale),
         )
 
-    def run(self, token_ids: Tensor, positions: Tensor, cache: KVCache, rows: Rows) -> Tensor:
+    def run(
+        self, token_ids: Tensor, positions: Tensor, cache: KVCache, rows: Rows, gate: TopKConfig
+    ) -> Tensor:
         """Run one token a row, as :meth:`~autoglm.model.network.PhoneModel.decode` does.
 
         Raises:
+            ConfigError: the gate keeps too few pages.
             EngineError: a token is unknown, pages are missing, or memory is short.
         """
         held = [[*cache.keys], [*cache.values], [*cache.bounds]]  # alive until the call is over
         if any(len(tensors) != len(self._blocks) for tensors in held):
             raise EngineError("the cache of this release was given back")
-        starts = [array("Q", [tensor.data_ptr() for tensor in tensors]) for tensors in held]
-        places = core.Cache(*map(_address, starts), rows.tables[0].pages_per_slot, rows.page)
+        layers = [array("Q", [tensor.data_ptr() for tensor in tensors]) for tensors in held]
+        places = core.Cache(*map(_address, layers), rows.tables[0].pages_per_slot, rows.page)
         token_ids, positions = token_ids.contiguous(), positions.contiguous()
         lists = [array("q", values) for values in (rows.lengths, *_runs(rows))]
-        batch = core.Batch(len(rows), token_ids.data_ptr(), positions.data_ptr(), *map(_address, lists))
+        gated_from = topk.gated_from(keep=gate.keep, page=rows.page, dense_below=gate.dense_below)
+        if max(rows.lengths) >= gated_from:
+            topk.check_keep(gate.keep)
+        starts = token_ids.data_ptr(), positions.data_ptr(), *map(_address, lists)
+        batch = core.Batch(len(rows), gate.keep, gated_from, *starts)
         out = torch.empty((len(rows), self._width))
         problem = self._core.wdecode_step(
-            self._reference, ctypes.byref(places), ctypes.byref(batch), out.data_ptr()
+            self._reference,
+            ctypes.byref(places),
+            ctypes.byref(batch),
+            torch.get_num_threads(),
+            out.data_ptr(),
         )
         core.check(problem)
         return out

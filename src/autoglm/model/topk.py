@@ -218,7 +218,22 @@ def gated_decode(
 
 def is_gated(length: int, *, keep: int, page: int, dense_below: int) -> bool:
     """Tell whether a row of so many keys goes through the gate: with all pages kept, dense is cheaper."""
-    return length >= max(dense_below, keep * page + 1)
+    return length >= gated_from(keep=keep, page=page, dense_below=dense_below)
+
+
+def gated_from(*, keep: int, page: int, dense_below: int) -> int:
+    """Return how many keys a row has when it begins to go through the gate."""
+    return max(dense_below, keep * page + 1)
+
+
+def check_keep(keep: int) -> None:
+    """Refuse a gate that cannot keep the first page and the last.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if keep < MIN_KEEP:
+        raise ConfigError(f"keep is {keep}: the gate needs at least {MIN_KEEP} pages, the first and the last")
 
 
 def force_pages(scores: Tensor, own: int, last: int) -> None:
@@ -229,11 +244,11 @@ def force_pages(scores: Tensor, own: int, last: int) -> None:
 
 
 def best_pages(scores: Tensor, keep: int) -> Tensor:
-    """Return the ``keep`` best pages of scores (B, G, P), ascending, (B, G, K)."""
-    if keep < MIN_KEEP:
-        raise ConfigError(f"keep is {keep}: the gate needs at least {MIN_KEEP} pages, the first and the last")
+    """Return the ``keep`` best pages of scores (B, G, P), ascending, (B, G, K); of equals the earlier."""
+    check_keep(keep)
+    best = scores.sort(stable=True, descending=True).indices[..., :keep]
     # In ascending order the rows are read forwards, and keeping all pages is dense to the last bit.
-    return scores.topk(min(keep, scores.shape[-1]), sorted=False).indices.sort().values
+    return best.sort().values
 
 
 def _split_groups(q: Tensor, groups: int) -> Tensor:

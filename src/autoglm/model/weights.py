@@ -11,10 +11,12 @@ value before a model is built: a release that is damaged in any way raises, and 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import EllipsisType
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -35,6 +37,7 @@ from autoglm.releases import HEALTH_NAME, MAX_MANIFEST_BYTES, HealthCheck
 
 WEIGHTS_NAME, CONFIG_NAME, TOKENIZER_NAME = "model.safetensors", "config.json", "tokenizer.json"
 SCALE_SUFFIX = ".scale"
+PIECE_WEIGHTS = 1 << 20  # computed with at once while reading: what that takes besides is a few times this
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _BOOKKEEPING = "num_batches_tracked"  # of batch normalisation; says nothing when running
 
@@ -95,16 +98,19 @@ def load_release(
         EngineError: a weight is missing, unknown, of a wrong shape or type, or not finite.
     """
     config = ModelConfig.from_json(_read(directory / CONFIG_NAME, MAX_CONFIG_BYTES))
-    tokenizer = Tokenizer.from_file(directory / TOKENIZER_NAME)
+    sharing = sharing or Sharing()
+    tokenizer = sharing.tokenizer or Tokenizer.from_file(directory / TOKENIZER_NAME)
     if tokenizer.vocab_size > config.vocab_size:
         raise FormatError(
             f"tokenizer.json has {tokenizer.vocab_size} ids, config.json only {config.vocab_size}"
         )
     health = HealthCheck.from_bytes(_read(directory / HEALTH_NAME, MAX_MANIFEST_BYTES))
-    sharing = sharing or Sharing()
+    sharing.pace()
     form = Form(min_packed, is_native=by_core and step.pays(config))
     state, packed = _read_parts(directory / WEIGHTS_NAME, config, dtype, sharing, form)
+    sharing.pace()
     model = build_model(config, state, packed)
+    sharing.pace()
     model.place(devices)
     weights = sharing.loaded({**model.state_dict(keep_vars=True), **packed})
     return LoadedModel(config, model, tokenizer, Processor(tokenizer, config), health, weights)
@@ -142,6 +148,11 @@ def build_model(
 
 def expected_tensors(config: ModelConfig) -> dict[str, torch.Size]:
     """Return the name and shape of every stored tensor, scales not counted."""
+    return dict(_expected_tensors(config))
+
+
+@functools.lru_cache(4)  # what is staged beside a live release mostly has its sizes
+def _expected_tensors(config: ModelConfig) -> Mapping[str, torch.Size]:
     with torch.device("meta"):
         state = PhoneModel(config).state_dict()
     return {name: tensor.shape for name, tensor in state.items() if not name.endswith(_BOOKKEEPING)}
@@ -188,6 +199,8 @@ def _read_parts(
                 else:
                     known = None if sharing is None else sharing.find(name, stored, scale, shape, dtype)
                     state[name] = _restore(name, stored, scale, shape, dtype) if known is None else known
+                if sharing is not None:
+                    sharing.pace()
     except (SafetensorError, OSError, ValueError) as error:
         raise FormatError(f"{path} is not a readable safetensors file: {str(error)[:200]}") from error
     if stray := names - plain - {name + SCALE_SUFFIX for name in plain}:
@@ -219,7 +232,13 @@ def packed_names(
 def _row_codes(name: str, stored: Tensor, scale: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
     """Return INT8 codes and a scale a row, checked; INT4 is rounded to INT8, which adds little error."""
     if stored.dtype != torch.int8:
-        return quantize_rows(_restore(name, stored, scale, shape, torch.float32))
+        _check_codes(name, stored, scale, shape)
+        made = torch.empty(shape, dtype=torch.int8), torch.empty(shape[0], dtype=scale.dtype)
+        for rows in _pieces(shape):
+            part = torch.Size((len(stored[rows]), *shape[1:]))
+            value = _restore(name, stored[rows], scale[rows], part, torch.float32)
+            made[0][rows], made[1][rows] = quantize_rows(value)
+        return made
     if not scales_fit(stored, scale, *shape):
         raise EngineError(f"weight {name!r} is not {tuple(shape)} as int8 with float16 scales that fit")
     if not bool(torch.isfinite(scale).all()):
@@ -232,22 +251,41 @@ def _restore(
 ) -> Tensor:
     """Return one weight in its own shape, checked."""
     matrix = torch.Size((shape[0], shape[1:].numel())) if is_matrix(name, shape) else shape
+    if scale is not None:
+        _check_codes(name, stored, scale, matrix)
+    elif stored.dtype not in _FLOATS or stored.shape not in (shape, matrix):
+        raise EngineError(
+            f"weight {name!r} is {stored.dtype} {tuple(stored.shape)}, not float {tuple(shape)}"
+        )
+    value = torch.empty(stored.shape if scale is None else matrix, dtype=dtype)
+    for rows in _pieces(value.shape):
+        value[rows] = _floats(stored[rows], None if scale is None else scale[rows])
+        if not bool(torch.isfinite(value[rows]).all()):
+            raise EngineError(f"weight {name!r} holds values that are not finite")
+    return value.reshape(shape)
+
+
+def _check_codes(name: str, stored: Tensor, scale: Tensor, matrix: torch.Size) -> None:
+    if len(matrix) != 2 or not scales_fit(stored, scale, *matrix):
+        raise EngineError(
+            f"weight {name!r} is not {tuple(matrix)} as int8 or packed int4 with float16 scales that fit"
+        )
+
+
+def _floats(stored: Tensor, scale: Tensor | None) -> Tensor:
+    """Return stored rows as the numbers that they stand for."""
     if scale is None:
-        if stored.dtype not in _FLOATS or stored.shape not in (shape, matrix):
-            raise EngineError(
-                f"weight {name!r} is {stored.dtype} {tuple(stored.shape)}, not float {tuple(shape)}"
-            )
-        value = stored.to(dtype)
-    else:
-        if not scales_fit(stored, scale, *matrix):
-            raise EngineError(
-                f"weight {name!r} is not {tuple(matrix)} as int8 or packed int4 with float16 scales that fit"
-            )
-        codes = unpack(stored) if stored.dtype == torch.uint8 else stored
-        value = multiply_out(codes, scale).to(dtype)
-    if not bool(torch.isfinite(value).all()):
-        raise EngineError(f"weight {name!r} holds values that are not finite")
-    return value.reshape(shape).contiguous()
+        return stored
+    return multiply_out(unpack(stored) if stored.dtype == torch.uint8 else stored, scale)
+
+
+def _pieces(shape: torch.Size) -> Iterator[slice | EllipsisType]:
+    """Yield rows that are few enough for what computing with them takes besides; a number is one piece."""
+    if not shape:
+        yield ...
+        return
+    rows = max(1, PIECE_WEIGHTS // max(1, shape[1:].numel()))
+    yield from (slice(start, start + rows) for start in range(0, shape[0], rows))
 
 
 def stored_tensors(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -147,14 +148,16 @@ class Manifest:
         """The size of all files together."""
         return sum(file.size for file in self.files)
 
-    def verify(self, directory: Path) -> None:
+    def verify(self, directory: Path, pace: Callable[[], None] = lambda: None) -> None:
         """Check every file of the release in ``directory``, and that nothing else lies there.
+
+        ``pace`` is called between two pieces of reading; it may rest.
 
         Raises:
             IntegrityError: a file is missing, differs, or is not of this release.
         """
         for file in self.files:
-            verify_file(directory / file.path, size=file.size, sha256=file.sha256)
+            verify_file(directory / file.path, size=file.size, sha256=file.sha256, pace=pace)
         if (directory / MANIFEST_NAME).read_bytes() != self.to_bytes():
             raise IntegrityError(f"{directory / MANIFEST_NAME} is not this release's manifest")
         known = {file.path for file in self.files} | {MANIFEST_NAME}

@@ -8,75 +8,42 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncGenerator, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import anyio.to_thread
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
 from autoglm.engine import Finished, Generation, TextDelta
 from autoglm.errors import AutoGLMError, RequestError
 from autoglm.service.bodies import body_schema, read_model
 from autoglm.service.chat import FAILURES, VERSION_HEADER, submit
 from autoglm.service.replies import Head, usage_body
-from autoglm.service.schemas import MAX_CHOICES, ChatRequest, Finite, StreamOptions, Text
+from autoglm.service.schemas import ChatRequest, SampledRequest, StreamOptions, Text
 from autoglm.service.state import OpenState, ServiceState
 from autoglm.service.streaming import ChunkStream, Metered, all_begun, broken, collect, merge, server_event
 from autoglm.service.turns import let_in
 
 MAX_PROMPTS = 32
-_SAMPLING = (
-    "model", "max_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "seed", "presence_penalty",
-    "frequency_penalty", "repetition_penalty", "logit_bias", "n",
-)  # fmt: skip
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "suffix": (None, ""),
-    "echo": (None, False),
-    "best_of": (None, 1),
-}
 
 router = APIRouter(tags=["inference"], responses=FAILURES)
 
 
-class CompletionRequest(BaseModel):
+class CompletionRequest(SampledRequest):
     """``POST /v1/completions``; what the fields mean is as in chat."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "suffix": (None, ""),
+        "echo": (None, False),
+        "best_of": (None, 1),
+    }
 
-    model: Annotated[str, Field(min_length=1, max_length=256)]
     prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
     max_tokens: Annotated[int, Field(ge=1, le=1 << 31)] = 16
-    temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=1 << 20)] | None = None
-    min_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
-    stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
-    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
-    presence_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[Finite, Field(gt=0, le=10)] | None = None
-    logit_bias: dict[str, Annotated[Finite, Field(ge=-100, le=100)]] | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unsupported(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            for name, fine in _UNSUPPORTED.items():
-                if name in values and values[name] not in fine:
-                    message = "{param} is not supported by this version: leave it out"
-                    raise PydanticCustomError("unsupported", message, {"param": name})
-        return values
-
-    @field_validator("n", "max_tokens", mode="before")
-    @classmethod
-    def _null_is_the_default(cls, value: object, info: Any) -> object:
-        return cls.model_fields[info.field_name].default if value is None else value
 
     @property
     def prompts(self) -> Sequence[str]:
@@ -85,7 +52,7 @@ class CompletionRequest(BaseModel):
 
     def chats(self) -> list[ChatRequest]:
         """Return the same as chats of one turn."""
-        fields = self.model_dump(include=set(_SAMPLING))
+        fields = self.model_dump(include={*SampledRequest.model_fields, "max_tokens"})
         if self.logprobs is not None:
             fields |= {"logprobs": True, "top_logprobs": self.logprobs}
         turns = ([{"role": "user", "content": prompt}] for prompt in self.prompts)

@@ -10,7 +10,7 @@ that this service does not have is refused by name; fields that only label a req
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -117,36 +117,16 @@ class TemplateOptions(_Part):
     return_reasoning: bool | None = None
 
 
-# Parameters that would change the answer, with the values that ask for nothing.
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "functions": (None, []),
-    "function_call": (None, "none", "auto"),
-    "modalities": (None, [], ["text"]),
-    "audio": (None,),
-    "prediction": (None,),
-    "moderation": (None,),
-    "web_search_options": (None,),
-    "guided_json": (None,),
-    "guided_regex": (None,),
-    "guided_choice": (None,),
-    "guided_grammar": (None,),
-    "structured_outputs": (None,),
-    "best_of": (None, 1),
-    "echo": (None, False),
-}
+class SampledRequest(_Part):
+    """What chats and completions share: the model, and how the tokens of its answers are drawn.
 
-
-class ChatRequest(_Part):
-    """``POST /v1/chat/completions``.
-
-    ``enable_thinking`` lets the model think before it answers; ``return_reasoning`` returns the thought in
-    ``reasoning_content`` and ``reasoning``. Without a ``temperature`` the answer is greedy.
+    Attributes:
+        unsupported: parameters that would change the answer, with the values that ask for nothing.
     """
 
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
     model: Annotated[str, Field(min_length=1, max_length=256)]
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
-    max_tokens: Annotated[int, Field(ge=1, le=1 << 31)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=1 << 31)] | None = None
     temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=1 << 20)] | None = None
@@ -158,6 +138,51 @@ class ChatRequest(_Part):
     repetition_penalty: Annotated[Finite, Field(gt=0, le=10)] | None = None
     logit_bias: dict[str, Annotated[Finite, Field(ge=-100, le=100)]] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for name, fine in cls.unsupported.items():
+                if name in values and values[name] not in fine:
+                    message = "{param} is not supported by this version: leave it out"
+                    raise PydanticCustomError("unsupported", message, {"param": name})
+        return values
+
+    # Both requests bound their tokens, each with a default of its own.
+    @field_validator("n", "max_tokens", mode="before", check_fields=False)
+    @classmethod
+    def _null_is_the_default(cls, value: object, info: ValidationInfo) -> object:
+        return cls.model_fields[info.field_name or ""].default if value is None else value
+
+
+class ChatRequest(SampledRequest):
+    """``POST /v1/chat/completions``.
+
+    ``enable_thinking`` lets the model think before it answers; ``return_reasoning`` returns the thought in
+    ``reasoning_content`` and ``reasoning``. Without a ``temperature`` the answer is greedy.
+    """
+
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "functions": (None, []),
+        "function_call": (None, "none", "auto"),
+        "modalities": (None, [], ["text"]),
+        "audio": (None,),
+        "prediction": (None,),
+        "moderation": (None,),
+        "web_search_options": (None,),
+        "guided_json": (None,),
+        "guided_regex": (None,),
+        "guided_choice": (None,),
+        "guided_grammar": (None,),
+        "structured_outputs": (None,),
+        "best_of": (None, 1),
+        "echo": (None, False),
+    }
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    max_tokens: Annotated[int, Field(ge=1, le=1 << 31)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=1 << 31)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: AnswerFormat | None = None
@@ -170,21 +195,6 @@ class ChatRequest(_Part):
     return_reasoning: bool | None = None
     extra_body: TemplateOptions | None = None
     chat_template_kwargs: TemplateOptions | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unsupported(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            for name, fine in _UNSUPPORTED.items():
-                if name in values and values[name] not in fine:
-                    message = "{param} is not supported by this version: leave it out"
-                    raise PydanticCustomError("unsupported", message, {"param": name})
-        return values
-
-    @field_validator("n", mode="before")
-    @classmethod
-    def _one_unless_told(cls, value: object) -> object:
-        return 1 if value is None else value
 
     @model_validator(mode="after")
     def _check_together(self) -> ChatRequest:

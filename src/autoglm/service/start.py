@@ -10,6 +10,7 @@ from pathlib import Path
 from autoglm.device import Updater
 from autoglm.engine import Engine, pick_devices
 from autoglm.errors import AutoGLMError, BackendError, EngineError
+from autoglm.model import core
 from autoglm.service.gateway import Gateway, open_gateway
 from autoglm.service.logs import STARTUP
 from autoglm.service.settings import Settings
@@ -63,7 +64,10 @@ def _load_there(directory: Path, settings: Settings) -> Gateway:
 
 def _load_here(directory: Path, settings: Settings) -> Engine:
     model = settings.model
-    _log.info("Using device: %s", ", ".join(str(each) for each in pick_devices(model.device)))
+    devices = pick_devices(model.device)
+    _log.info("Using device: %s", ", ".join(map(str, devices)))
+    if devices[0].type == "cpu" and core.library() is None:
+        _log.warning("the native core of decoding was not built: torch decodes, slower (autoglm doctor)")
     return Engine.load(
         directory,
         devices=model.device,

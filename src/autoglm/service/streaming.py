@@ -49,6 +49,9 @@ def broken(error: AutoGLMError) -> bytes:
 class Metered(Generation):
     """A generation whose tokens are counted as they come; each choice of a request counts its prompt.
 
+    Those that were computed for a client who is gone are counted when the engine has ended the request, its
+    prompt when it was read to its end. Made in a running asyncio loop, where ``spend`` is called.
+
     Args:
         generation: what it stands for.
         spend: is told of so many more tokens.
@@ -57,6 +60,10 @@ class Metered(Generation):
     def __init__(self, generation: Generation, spend: Callable[[int], None]) -> None:
         super().__init__(generation.release, generation.fingerprint)
         self._inner, self._spend = generation, spend
+        self._counted = 0
+        self._is_settled = False
+        self._loop = asyncio.get_running_loop()
+        generation.on_finished(self._settle_soon)
 
     def cancel(self) -> None:
         """End the request."""
@@ -64,15 +71,28 @@ class Metered(Generation):
 
     async def __aiter__(self) -> AsyncIterator[TextDelta | Finished]:
         """Yield its events."""
-        counted = 0
         async for event in self._inner:
-            if isinstance(event, TextDelta):
-                tokens = len(event.token_ids)
-            else:
-                tokens = event.usage.prompt_tokens + event.usage.completion_tokens - counted
-            counted += tokens
-            self._spend(tokens)
+            if isinstance(event, Finished):
+                self._settle(event)
+            elif not self._is_settled:
+                self._count(len(event.token_ids))
             yield event
+
+    def _count(self, tokens: int) -> None:
+        self._counted += tokens
+        self._spend(tokens)
+
+    def _settle(self, finished: Finished) -> None:
+        """Count what no delta has told of yet; deltas that the consumer takes later are counted with it."""
+        self._is_settled = True
+        usage = finished.usage
+        used = usage.completion_tokens + (usage.prompt_tokens if usage.completion_tokens else 0)
+        if used > self._counted:
+            self._count(used - self._counted)
+
+    def _settle_soon(self, finished: Finished) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is limited any more
+            self._loop.call_soon_threadsafe(self._settle, finished)
 
 
 class ChunkStream(StreamingResponse):

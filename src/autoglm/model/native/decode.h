@@ -5,7 +5,10 @@
  * added in one fixed order: a row's result is the same to the last bit whatever it is batched with, and on
  * every instruction set. A value that is not finite makes its whole row not finite, never another.
  *
- * The library holds no state, starts no thread, and keeps nothing that it was given. */
+ * A call may use several threads: rows of a matrix, and groups of heads, are dealt out among them, which changes
+ * no bit. The library starts its helpers when they are first asked for, they sleep between calls, and end when it
+ * is unloaded; of two calls at once one has the helpers, the other works alone. It keeps nothing that it was
+ * given. */
 #ifndef WDECODE_H
 #define WDECODE_H
 
@@ -17,7 +20,7 @@
 #define WDECODE_API
 #endif
 
-#define WDECODE_ABI 1
+#define WDECODE_ABI 2
 #define WDECODE_TILE 16   /* rows of a matrix that lie together */
 #define WDECODE_BLOCK 256 /* columns of a row of activations that share a scale */
 
@@ -59,27 +62,30 @@ typedef struct {
 
 /* What to run: one token for each of `count` sequences. Sequence i sees lengths[i] tokens, its newest
  * included, and owns the runs of pages run_starts[i] to run_starts[i + 1], each (first page, pages) of one
- * slot, in order. */
+ * slot, in order. One that sees `gated_from` tokens or more reads only the `keep` pages, at least 2, that can matter
+ * most to each group of heads. */
 typedef struct {
-    int64_t count;
+    int64_t count, keep, gated_from;
     const int64_t *token_ids, *positions, *lengths, *run_starts, *runs;
 } wdecode_rows;
 
 /* The ABI that this library was built with, WDECODE_ABI. */
 WDECODE_API int wdecode_abi(void);
 
-/* Which instructions it uses here: 0 portable, 1 AVX2, 2 AVX-512 with VNNI. */
+/* Which instructions it uses here: 0 portable, 1 AVX2, 2 AVX-512 with VNNI, 3 NEON. */
 WDECODE_API int wdecode_level(void);
 
-/* Multiply x (count, columns) with a matrix; write out (count, rows). Returns WDECODE_OK or _NO_MEMORY. */
-WDECODE_API int wdecode_multiply(const wdecode_matrix *matrix, const float *x, int64_t count, float *out);
+/* Multiply x (count, columns) with a matrix by up to `threads` threads; write out (count, rows). Returns WDECODE_OK
+ * or _NO_MEMORY. */
+WDECODE_API int wdecode_multiply(
+    const wdecode_matrix *matrix, const float *x, int64_t count, int threads, float *out);
 
 /* Multiply a matrix out: write (rows, columns) floats. */
 WDECODE_API void wdecode_expand(const wdecode_matrix *matrix, float *out);
 
-/* Run one token a sequence; write its keys, values and bounds, and the normalised hidden states (count,
+/* Run one token a sequence by up to `threads` threads; write its keys, values and bounds, and the normalised hidden states (count,
  * width). Returns WDECODE_OK, or another code and then has written nothing to the cache. */
 WDECODE_API int wdecode_step(
-    const wdecode_model *model, const wdecode_cache *cache, const wdecode_rows *rows, float *out);
+    const wdecode_model *model, const wdecode_cache *cache, const wdecode_rows *rows, int threads, float *out);
 
 #endif

@@ -2,6 +2,7 @@
 #ifndef WDECODE_ROOM_H
 #define WDECODE_ROOM_H
 
+#include "team.h"
 #include "vectors.h"
 
 #define MAX_HEADS 4 /* of one group that share a load of keys */
@@ -15,21 +16,31 @@ typedef struct {
     const float *turns; /* cosines, then sines, of its position: 2 * pairs */
     const run *runs;
     int64_t num_runs, length;
+    int64_t reads;       /* tokens that it attends to */
     int64_t newest;      /* its newest token's row in group 0 */
     int64_t newest_page; /* the same of that token's page in the bounds */
     int64_t offset;      /* of that token in its page */
 } sequence;
 
+/* What one thread writes to while it attends. */
+typedef struct {
+    float *scores; /* (MAX_HEADS, most tokens or pages that a sequence reads) */
+    float *split;  /* (MAX_HEADS, 2 * head_dim) */
+    float *pages;  /* (most pages of a gated sequence) */
+    run *runs;     /* (keep) */
+} scratch;
+
 typedef struct {
     float *x, *small;  /* (count, width) */
     float *wide;       /* (count, most rows of a matrix) */
     float *inner;      /* (count, most columns of one) */
-    float *scores;     /* (MAX_HEADS, longest) */
     float *turns;      /* (count, 2 * pairs) */
     int16_t *codes;    /* (count, most columns) */
     float *scales;     /* (count, their blocks) */
     run *runs;
     sequence *sequences;
+    scratch *scratches; /* one a thread */
+    int threads;
 } room;
 
 /* Turn the first 2 * pairs channels of each head: channel c with channel c + pairs. */

@@ -1,6 +1,6 @@
 /* The blocks of the network, compiled once a level. Internal; see decode.h.
  *
- * Needs LEVEL, NAME(x) and TARGET, vectors.h, room.h and product.h. */
+ * Needs LEVEL, NAME(x), TARGET and INLINE, vectors.h, room.h and product.h. */
 
 /* out = x / rms(x) * gain (arXiv:1910.07467); `out` may be `x`. */
 TARGET static void NAME(normalise)(const float *x, const float *gain, int64_t width, double eps, float *out) {
@@ -32,7 +32,18 @@ TARGET static void NAME(gated)(const float *fused, int64_t width, float *out) {
 /* Score the keys of one run with `heads` queries; scores are `stride` apart. */
 INLINE void NAME(score_run)(const float *q, const float *keys, int64_t count, int64_t dim, float *scores,
     int64_t stride, int heads) {
-    for (int64_t t = 0; t < count; t++, keys += dim) {
+    int64_t t = 0;
+    for (; t + LANES <= count; t += LANES, keys += LANES * dim)
+        for (int h = 0; h < heads; h++) {
+            floats sums[LANES];
+            for (int i = 0; i < LANES; i++) sums[i] = (floats){0};
+            for (int64_t d = 0; d < dim; d += LANES) {
+                floats query = load(q + h * dim + d, dim - d);
+                for (int i = 0; i < LANES; i++) sums[i] += query * load(keys + i * dim + d, dim - d);
+            }
+            store(scores + h * stride + t, add_up_each(sums), LANES);
+        }
+    for (; t < count; t++, keys += dim) {
         floats sums[MAX_HEADS];
         for (int h = 0; h < heads; h++) sums[h] = (floats){0};
         for (int64_t d = 0; d < dim; d += LANES) {
@@ -42,6 +53,8 @@ INLINE void NAME(score_run)(const float *q, const float *keys, int64_t count, in
         for (int h = 0; h < heads; h++) scores[h * stride + t] = add_up(sums[h]);
     }
 }
+
+#include "gate.h"
 
 /* Turn scores into weights that add up to 1; what lies between `length` and the next 16 becomes 0. */
 TARGET static void NAME(softmax)(float *scores, int64_t length) {
@@ -108,43 +121,80 @@ TARGET static void NAME(attend)(const float *q, const float *keys, const float *
     }
 }
 
-/* Turn, store and attend for one sequence: its row of fused (q, k, v) to `out` (heads * dim). */
-TARGET static void NAME(attention)(const wdecode_model *m, const wdecode_cache *cache, int64_t layer,
-    const sequence *s, float *fused, float *scores, float *out) {
-    int64_t dim = m->head_dim, groups = m->num_kv_heads, shared = m->num_heads / groups;
+/* Turn the newest queries and keys of a sequence in its row of fused (q, k, v), and store keys and values. */
+TARGET static void NAME(begin_attention)(const wdecode_model *m, const wdecode_cache *cache, int64_t layer,
+    const sequence *s, float *fused) {
+    int64_t dim = m->head_dim, groups = m->num_kv_heads;
     turn(fused, s->turns, m->num_heads + groups, dim, m->pairs);
     const float *k = fused + m->num_heads * dim, *v = k + groups * dim;
     remember(cache, layer, s, k, v, groups, dim);
-    float scale = 1.0f / sqrtf((float)dim);
-    for (int64_t i = 0; i < m->num_heads * dim; i++) fused[i] *= scale;
-    int64_t apart = cache->pages_per_slot * cache->page * dim; /* from one group to the next */
-    for (int64_t g = 0; g < groups; g++) {
-        const float *keys = cache->keys[layer] + g * apart, *values = cache->values[layer] + g * apart;
-        NAME(attend)(fused + g * shared * dim, keys, values, s->runs, s->num_runs, s->length, dim, shared, scores,
-            out + g * shared * dim);
+}
+
+typedef struct {
+    const wdecode_model *m;
+    const wdecode_cache *cache;
+    const wdecode_rows *rows;
+    const room *r;
+    int64_t layer;
+} NAME(attention_job);
+
+/* Attend with one group of heads of one sequence: from r->wide to r->inner. */
+TARGET static void NAME(attention_part)(const void *given, int64_t part, int worker) {
+    const NAME(attention_job) *job = given;
+    const wdecode_cache *cache = job->cache;
+    int64_t groups = job->m->num_kv_heads, dim = job->m->head_dim, i = part / groups, g = part % groups;
+    int64_t shared = job->m->num_heads / groups, per_slot = cache->pages_per_slot;
+    const sequence *s = job->r->sequences + i;
+    const scratch *w = job->r->scratches + worker;
+    float *q = job->r->wide + (i * (job->m->num_heads + 2 * groups) + g * shared) * dim;
+    const run *runs = s->runs;
+    int64_t num_runs = s->num_runs, length = s->length;
+    if (length >= job->rows->gated_from) {
+        const float *bounds = cache->bounds[job->layer] + g * per_slot * 2 * dim;
+        int64_t keep = job->rows->keep;
+        num_runs = NAME(choose_pages)(q, shared, bounds, s, cache->page, keep, dim, w, &length);
+        runs = w->runs;
     }
+    float scale = 1.0f / sqrtf((float)dim);
+    for (int64_t c = 0; c < shared * dim; c++) q[c] *= scale;
+    int64_t apart = per_slot * cache->page * dim; /* from one group to the next */
+    const float *keys = cache->keys[job->layer] + g * apart, *values = cache->values[job->layer] + g * apart;
+    float *out = job->r->inner + (i * groups + g) * shared * dim;
+    NAME(attend)(q, keys, values, runs, num_runs, length, dim, shared, w->scores, out);
+}
+
+/* Attend for all sequences. */
+TARGET static void NAME(attention)(const wdecode_model *m, const wdecode_cache *cache, const wdecode_rows *rows,
+    int64_t layer, const room *r) {
+    int64_t fused = m->blocks[layer].qkv.rows, work = 0;
+    for (int64_t i = 0; i < rows->count; i++) {
+        NAME(begin_attention)(m, cache, layer, r->sequences + i, r->wide + i * fused);
+        work += r->sequences[i].reads * m->num_heads * m->head_dim * 2;
+    }
+    NAME(attention_job) job = {m, cache, rows, r, layer};
+    int threads = work < MIN_ATTENDED ? 1 : r->threads;
+    team_run(threads, NAME(attention_part), &job, rows->count * m->num_kv_heads);
 }
 
 /* One block over the stream of all sequences. */
-TARGET static void NAME(block)(const wdecode_model *m, const wdecode_cache *cache, int64_t layer,
-    const sequence *sequences, int64_t count, const room *r) {
+TARGET static void NAME(block)(const wdecode_model *m, const wdecode_cache *cache, const wdecode_rows *rows,
+    int64_t layer, const room *r) {
     const wdecode_block *block = m->blocks + layer;
-    int64_t width = m->width, fused = block->qkv.rows, merged = block->out.columns;
+    int64_t width = m->width, count = rows->count;
     for (int64_t i = 0; i < count; i++)
         NAME(normalise)(r->x + i * width, block->attention_norm, width, m->norm_eps, r->small + i * width);
-    NAME(multiply)(&block->qkv, r->small, count, r->wide, r->codes, r->scales);
-    for (int64_t i = 0; i < count; i++)
-        NAME(attention)(m, cache, layer, sequences + i, r->wide + i * fused, r->scores, r->inner + i * merged);
-    NAME(multiply)(&block->out, r->inner, count, r->small, r->codes, r->scales);
+    NAME(multiply)(&block->qkv, r->small, count, r->wide, r->codes, r->scales, r->threads);
+    NAME(attention)(m, cache, rows, layer, r);
+    NAME(multiply)(&block->out, r->inner, count, r->small, r->codes, r->scales, r->threads);
     for (int64_t i = 0; i < count; i++) {
         float *x = r->x + i * width, *small = r->small + i * width;
         NAME(add_normalised)(x, small, block->attention_post_norm, width, m->norm_eps);
         NAME(normalise)(x, block->ffn_norm, width, m->norm_eps, small);
     }
-    NAME(multiply)(&block->gate_up, r->small, count, r->wide, r->codes, r->scales);
+    NAME(multiply)(&block->gate_up, r->small, count, r->wide, r->codes, r->scales, r->threads);
     for (int64_t i = 0; i < count; i++)
         NAME(gated)(r->wide + i * 2 * m->ffn_width, m->ffn_width, r->inner + i * m->ffn_width);
-    NAME(multiply)(&block->down, r->inner, count, r->small, r->codes, r->scales);
+    NAME(multiply)(&block->down, r->inner, count, r->small, r->codes, r->scales, r->threads);
     for (int64_t i = 0; i < count; i++) {
         float *x = r->x + i * width, *small = r->small + i * width;
         NAME(add_normalised)(x, small, block->ffn_post_norm, width, m->norm_eps);
@@ -152,9 +202,9 @@ TARGET static void NAME(block)(const wdecode_model *m, const wdecode_cache *cach
 }
 
 /* All blocks and the last normalisation. */
-TARGET static void NAME(run_blocks)(const wdecode_model *m, const wdecode_cache *cache,
-    const sequence *sequences, int64_t count, const room *r, float *out) {
-    for (int64_t layer = 0; layer < m->num_blocks; layer++) NAME(block)(m, cache, layer, sequences, count, r);
-    for (int64_t i = 0; i < count; i++)
+TARGET static void NAME(run_blocks)(const wdecode_model *m, const wdecode_cache *cache, const wdecode_rows *rows,
+    const room *r, float *out) {
+    for (int64_t layer = 0; layer < m->num_blocks; layer++) NAME(block)(m, cache, rows, layer, r);
+    for (int64_t i = 0; i < rows->count; i++)
         NAME(normalise)(r->x + i * m->width, m->norm, m->width, m->norm_eps, out + i * m->width);
 }

@@ -11,6 +11,13 @@
 
 #define LANES WDECODE_TILE
 #define MAX_ROWS 8 /* of activations that share a load of weights */
+#ifndef MIN_SHARED
+#define MIN_SHARED (1 << 19)   /* multiplications of a product from which a second thread pays */
+#define MIN_PART (1 << 17)     /* and of one part of it */
+#define MIN_ATTENDED (1 << 18) /* and of the attention of one layer */
+#endif
+#define PARTS_A_THREAD 8 /* so that a thread that starts late or is interrupted holds up little */
+#define STREAMS 4  /* in which a matrix is read for one row of activations */
 #define ROUND 12582912.0f /* 1.5 * 2^23: added to a small number, its last bits are that number rounded */
 #define ROUND_BITS 0x4B400000
 
@@ -23,6 +30,13 @@ typedef int16_t shorts __attribute__((vector_size(32), aligned(2), may_alias));
 
 ALWAYS int64_t padded(int64_t columns) { return (columns + LANES - 1) / LANES * LANES; }
 ALWAYS int64_t num_blocks(int64_t columns) { return (columns + WDECODE_BLOCK - 1) / WDECODE_BLOCK; }
+
+/* How many tiles of `work` multiplications each are one part: all of them where waking a thread costs more. */
+ALWAYS int64_t tiles_a_part(int64_t tiles, int64_t work, int threads) {
+    if (threads <= 1 || tiles * work < MIN_SHARED) return tiles;
+    int64_t least = (MIN_PART + work - 1) / work, even = tiles / (threads * PARTS_A_THREAD);
+    return even > least ? even : least;
+}
 
 ALWAYS int32_t pair(const int16_t *x) {
     int32_t both;
@@ -52,6 +66,32 @@ ALWAYS float add_up(floats value) {
     for (int half = LANES / 2; half; half /= 2)
         for (int i = 0; i < half; i++) lane[i] += lane[i + half];
     return lane[0];
+}
+
+/* Lanes of two vectors: GCC has had clang's builtin since version 12. */
+#if defined(__clang__) || __GNUC__ >= 12
+#define LANES_OF(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define LANES_OF(a, b, ...) __builtin_shuffle(a, b, (ints){__VA_ARGS__})
+#endif
+
+/* add_up of sixteen vectors at once, each in the very order of add_up. */
+ALWAYS floats add_up_each(const floats *v) {
+    floats eights[8], fours[4], twos[2];
+    for (int i = 0; i < 8; i++)
+        eights[i] =
+            LANES_OF(v[2 * i], v[2 * i + 1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+            LANES_OF(v[2 * i], v[2 * i + 1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    for (int i = 0; i < 4; i++)
+        fours[i] =
+            LANES_OF(eights[2 * i], eights[2 * i + 1], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+            LANES_OF(eights[2 * i], eights[2 * i + 1], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+    for (int i = 0; i < 2; i++)
+        twos[i] =
+            LANES_OF(fours[2 * i], fours[2 * i + 1], 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
+            LANES_OF(fours[2 * i], fours[2 * i + 1], 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
+    return LANES_OF(twos[0], twos[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+           LANES_OF(twos[0], twos[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
 }
 
 ALWAYS floats choose(ints mask, floats yes, floats no) {

@@ -27,18 +27,19 @@ from autoglm.device.runtime import FileRoom
 from autoglm.engine import EngineStats, Generation, GenerationRequest, SelfTestReport, SwapReport
 from autoglm.engine.figures import Histogram
 from autoglm.engine.selftest import examine
-from autoglm.errors import AutoGLMError, EngineError, HealthError, OverloadedError, RequestError
+from autoglm.errors import EngineError, HealthError, RequestError
 from autoglm.service.backend_settings import BackendSettings
 from autoglm.service.gateway.answers import AnswerListener, Answers
 from autoglm.service.gateway.loading import Loader
+from autoglm.service.gateway.pool import Pool
 from autoglm.service.gateway.release import Checkpoints, ServedRelease
 from autoglm.service.gateway.server import Server
 from autoglm.service.gateway.staged import StagedRelease
+from autoglm.service.gateway.staging import StagingArea
 from autoglm.service.gateway.traffic import Traffic
 from autoglm.service.gateway.watch import Watch
 
 TEST_S = 120.0
-_RETRY_S = 60
 _END_S = 30.0
 
 _log = logging.getLogger(__name__)
@@ -69,10 +70,8 @@ class Gateway:
         checkpoints: Checkpoints,
         queue: int,
     ) -> None:
-        self._servers, self._settings, self._served_name = tuple(servers), settings, served_name
-        self._active = servers[0]
-        self._previous: Server | None = None
-        self._checkpoints = checkpoints
+        self._pool = Pool(servers)
+        self._settings, self._served_name = settings, served_name
         self._stopped = threading.Event()
         self._changing = threading.RLock()
         self._num_swaps = 0
@@ -81,6 +80,9 @@ class Gateway:
         self._traffic = Traffic(queue, settings.wait_seconds)
         self._answers = Answers(settings, served_name, key, self._traffic)
         self._loader = Loader(settings, checkpoints, self._traffic, self._stopped.wait)
+        self._staging = StagingArea(
+            self._pool, settings, checkpoints, self._loader, self._traffic, self._changing
+        )
 
     # What runs
 
@@ -91,10 +93,7 @@ class Gateway:
         Raises:
             EngineError: there is none.
         """
-        release = self._active.release or self._active.wanted
-        if release is None:
-            raise EngineError("no release is in the vLLM server")
-        return release
+        return self._pool.release
 
     @property
     def active_version(self) -> str:
@@ -104,28 +103,26 @@ class Gateway:
     @property
     def previous_version(self) -> str | None:
         """The version that a rollback returns to, while its server is kept."""
-        release = None if self._previous is None else self._previous.release
-        return None if release is None else release.version
+        return self._pool.previous_version
 
     @property
     def loaded_versions(self) -> tuple[str, ...]:
         """The versions that a request may name, the active one first."""
-        previous = self.previous_version
-        return (self.active_version,) if previous is None else (self.active_version, previous)
+        return self._pool.loaded_versions
 
     @property
     def devices(self) -> tuple[str, ...]:
         """The servers, the active one first."""
-        rest = [server for server in self._servers if server is not self._active]
-        return tuple(f"vllm {server.url}" for server in (self._active, *rest))
+        return tuple(f"vllm {server.url}" for server in self._pool.in_order)
 
     @property
     def trouble(self) -> str | None:
         """Why requests cannot be answered now; None when they can, or will when a change is over."""
-        if not self._active.is_up:
-            return f"{self._active} is down"
-        if self._active.release is None and not self._active.is_changing:
-            return f"it is not certain what {self._active} holds"
+        server = self._pool.active
+        if not server.is_up:
+            return f"{server} is down"
+        if server.release is None and not server.is_changing:
+            return f"it is not certain what {server} holds"
         return None
 
     # Requests
@@ -139,7 +136,7 @@ class Gateway:
             RequestError: the release is not loaded, or it asks for what vLLM does not do.
             OverloadedError: the server is down, too many wait, or it waited too long.
         """
-        return self._answers.ask(request, lambda: self._server_of(request.release))
+        return self._answers.ask(request, lambda: self._pool.find(request.release))
 
     def turn(self) -> Future[None] | None:
         """Return None when requests come in at once; else what is done when they may again.
@@ -147,7 +144,7 @@ class Gateway:
         Raises:
             OverloadedError: the server is down, too many wait, or the gateway closes.
         """
-        return self._traffic.turn(lambda: self._active)
+        return self._traffic.turn(lambda: self._pool.active)
 
     def embed(self, _contents: Sequence[Any], *, release: str | None = None) -> NoReturn:
         """Refuse: a vLLM server that serves a chat model computes no embeddings.
@@ -165,7 +162,7 @@ class Gateway:
 
     def room(self, _directory: Path | str) -> FileRoom:
         """Tell whether a release can be loaded beside the live one: with two servers it can."""
-        return FileRoom(0, 1) if len(self._servers) > 1 else FileRoom(1, 0)
+        return FileRoom(0, 1) if len(self._pool.servers) > 1 else FileRoom(1, 0)
 
     def stage(self, release_dir: Path | str, *, instead_of: Path | str | None = None) -> StagedRelease:
         """Give a release to the server that answers nobody, or, where there is one only, to that.
@@ -181,14 +178,7 @@ class Gateway:
             EngineError: it cannot be loaded; the release before it answers.
         """
         del instead_of
-        release = self._checkpoints.publish(Path(release_dir))
-        with self._changing:
-            server = next((each for each in self._servers if each is not self._active), self._active)
-            if server.is_changing:
-                raise OverloadedError("another release is just being staged", retry_after_s=_RETRY_S)
-            if server.process is None and not server.admin.is_healthy():
-                raise OverloadedError(f"{server} is down: the update waits", retry_after_s=_RETRY_S)
-            return self._stage_in(server, release)
+        return self._staging.stage(Path(release_dir))
 
     def self_test(self, staged: StagedRelease, *, budget_s: float = TEST_S) -> SelfTestReport:
         """Ask the staged release its health prompts, through the server that holds it.
@@ -211,7 +201,7 @@ class Gateway:
         staged.require_health()
         self._loader.require_held(staged.server, staged.release)
         started = time.monotonic()
-        before, left = staged.instead_of, self._active
+        before, left = staged.instead_of, self._pool.active
         from_version = self.active_version if before is None else before.version
         self._traffic.change(lambda: self._put_in(staged))
         if before is None:
@@ -225,15 +215,7 @@ class Gateway:
         Raises:
             EngineError: the server cannot be given it now; that is tried again until it succeeds.
         """
-        if staged.is_over:
-            return
-        staged.is_over = True
-        staged.server.known_sums.pop(staged.release.label, None)
-        if staged.instead_of is not None:
-            self._restore(staged.server, staged.instead_of)
-        else:
-            self._traffic.change(lambda: setattr(staged.server, "is_changing", False))
-            self._retire(staged.server)
+        self._staging.discard(staged)
 
     def rollback(self) -> SwapReport:
         """Let the server of the previous release answer new requests again.
@@ -242,22 +224,22 @@ class Gateway:
             EngineError: it is not kept, or does not hold it any more.
         """
         with self._changing:
-            previous, left, started = self._previous, self._active, time.monotonic()
+            previous, left, started = self._pool.previous, self._pool.active, time.monotonic()
             if previous is None or previous.release is None:
                 raise EngineError("no server holds the previous release")
             from_version = self.active_version
-            self._traffic.change(lambda: self._turn_to(previous, None))
+            self._traffic.change(lambda: self._pool.turn_to(previous, None))
             report = self._swapped(from_version, time.monotonic() - started, left.in_flight)
-        threading.Thread(target=self._retire, args=(left,), daemon=True).start()
+        threading.Thread(target=self._staging.retire, args=(left,), daemon=True).start()
         return report
 
     def release_previous(self) -> None:
         """Stop keeping the server of the previous release: the trial is over."""
-        previous, self._previous = self._previous, None
+        previous, self._pool.previous = self._pool.previous, None
         if previous is not None:
-            threading.Thread(target=self._retire, args=(previous,), daemon=True).start()
+            threading.Thread(target=self._staging.retire, args=(previous,), daemon=True).start()
         else:
-            self._keep_wanted()
+            self._staging.keep_wanted()
 
     def live_self_test(self, *, budget_s: float = TEST_S) -> SelfTestReport:
         """Ask the active release's health prompts through the live path, as any caller would."""
@@ -277,9 +259,9 @@ class Gateway:
             BackendError: the server is not reached.
             ConfigError: the server cannot be used in this way.
         """
-        if self._active.process is None:
-            self._active = self._loader.meet(self._servers, release)
-        server = self._active
+        if self._pool.active.process is None:
+            self._pool.active = self._loader.meet(self._pool.servers, release)
+        server = self._pool.active
         if server.process is None and self._loader.holds(server, release):
             self._loader.take_over(server, release)
         else:
@@ -288,8 +270,8 @@ class Gateway:
         report = self._examine(server, release, TEST_S)
         if not report.ok:
             raise HealthError(f"{release.version} failed its self-test: {'; '.join(report.failures)}")
-        self._keep_wanted()
-        for each in self._servers:
+        self._staging.keep_wanted()
+        for each in self._pool.servers:
             watch = Watch(
                 each, self._settings, self._loader, self._traffic, self._changing, self._stopped.wait
             )
@@ -301,7 +283,7 @@ class Gateway:
         known: dict[str, Any] = self._answers.counts() | {
             "active": self.active_version,
             "previous": self.previous_version,
-            "running": sum(server.in_flight for server in self._servers),
+            "running": sum(server.in_flight for server in self._pool.servers),
             "waiting": self._traffic.num_waiting,
             "swaps": self._num_swaps,
         }
@@ -317,15 +299,15 @@ class Gateway:
         """
         self._traffic.close()
         deadline = time.monotonic() + grace_s
-        for server in self._servers:
+        for server in self._pool.servers:
             self._traffic.drain(server, max(0.0, deadline - time.monotonic()))
         self._stopped.set()
-        for server in self._servers:
+        for server in self._pool.servers:
             server.wake.set()
         self._answers.close()
         # Whoever brings a release gives up first, so that nothing is started any more.
         is_mine = self._changing.acquire(timeout=_END_S)
-        for server in self._servers:
+        for server in self._pool.servers:
             if server.process is not None:
                 server.process.stop()
             server.admin.close()
@@ -344,14 +326,6 @@ class Gateway:
 
     # Inside
 
-    def _server_of(self, version: str | None) -> Server:
-        if version is None or version == self.active_version:
-            return self._active
-        if self._previous is not None and version == self.previous_version:
-            return self._previous
-        loaded = ", ".join(self.loaded_versions)
-        raise RequestError(f"{version[:64]} is not loaded; loaded: {loaded}", param="model")
-
     def _examine(self, server: Server, release: ServedRelease, budget_s: float) -> SelfTestReport:
         return examine(
             release.health,
@@ -359,83 +333,13 @@ class Gateway:
             budget_s=budget_s,
         )
 
-    def _stage_in(self, server: Server, release: ServedRelease) -> StagedRelease:
-        """Drain a server and give it a release; where it is the active one, the door stays shut."""
-        is_active, old = server is self._active, server.release
-        if is_active and old is None:
-            raise OverloadedError(
-                f"it is not certain what {server} holds: the update waits", retry_after_s=_RETRY_S
-            )
-        places = self._loader.compare(old, release)
-        self._traffic.change(lambda: self._reserve(server))
-        if is_active:
-            self._traffic.shut()
-        try:
-            if not self._traffic.drain(server, self._settings.drain_seconds):
-                message = f"answers took longer than {self._settings.drain_seconds:g} s to end"
-                raise OverloadedError(message, retry_after_s=_RETRY_S)
-        except BaseException:
-            self._traffic.change(lambda: setattr(server, "is_changing", False))
-            self._traffic.open()
-            raise
-        # Counted from here: until now, requests were answered.
-        staged = StagedRelease(release.version, release, server, old if is_active else None, time.monotonic())
-        try:
-            self._loader.bring(server, release, places)
-        except BaseException:
-            self._give_up(staged)
-            raise
-        return staged
-
-    def _reserve(self, server: Server) -> None:
-        server.is_changing = True
-        if server is self._previous:
-            self._previous = None  # what it holds is given up for the new release
-
-    def _give_up(self, staged: StagedRelease) -> None:
-        try:
-            self.discard(staged)
-        except AutoGLMError as error:
-            _log.error("%s: %s", staged.server, error)
-
-    def _restore(self, server: Server, old: ServedRelease) -> None:
-        try:
-            with self._changing:
-                self._loader.bring(server, old, afresh=True)
-            _log.warning("%s answers again with %s", server, old.version)
-        finally:
-            self._traffic.change(lambda: setattr(server, "is_changing", False))
-            self._traffic.open()
-            server.wake.set()
-
     def _put_in(self, staged: StagedRelease) -> None:
         staged.is_over, staged.server.is_changing = True, False
         if staged.instead_of is None:
-            self._turn_to(staged.server, self._active)
-
-    def _turn_to(self, server: Server, previous: Server | None) -> None:
-        self._active, self._previous = server, previous
+            self._pool.turn_to(staged.server, self._pool.active)
 
     def _swapped(self, from_version: str, pause_s: float, in_flight: int) -> SwapReport:
         self._num_swaps += 1
         report = self.last_swap = SwapReport(from_version, self.active_version, pause_s, in_flight)
         _log.info("release %s -> %s in %.1f ms", from_version, report.to_version, pause_s * 1e3)
         return report
-
-    def _retire(self, server: Server) -> None:
-        """End a server that is not needed any more, once its last answers are given."""
-        self._traffic.drain(server, self._settings.drain_seconds)
-        with self._changing:
-            is_needed = server in (self._active, self._previous) or server.is_changing
-            if not is_needed and server.process is not None:
-                self._traffic.change(lambda: _free(server))
-                server.process.stop()
-            self._keep_wanted()
-
-    def _keep_wanted(self) -> None:
-        wanted = [server.wanted for server in self._servers]
-        self._checkpoints.keep_only(*(release for release in wanted if release is not None))
-
-
-def _free(server: Server) -> None:
-    server.release = server.wanted = None
