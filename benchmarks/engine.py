@@ -121,6 +121,8 @@ def measure_cancelled(directory: Path, threads: int, count: int) -> dict[str, An
             if number == min(1000, count) - 1:
                 after_first = resident_mib()
         engine.submit(GenerationRequest([Message("user", "the last one")], max_tokens=1)).result()
+        while engine.stats().running:  # the last answer is told before its step has ended
+            time.sleep(0.01)
         stats, at_end = engine.stats(), resident_mib()
     return {
         "cancelled": stats.cancelled,
