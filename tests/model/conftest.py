@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from autoglm.model.checkpoint import write_release
 from autoglm.model.config import NANO, AudioConfig, ImageConfig, ModelConfig, TopKConfig
 from autoglm.model.network import PhoneModel
 from autoglm.model.prompt import AudioPart, ImagePart, Message, Processor, TextPart
 from autoglm.model.tokenizer import Tokenizer
+from autoglm.releases import HealthCheck
 from autoglm.training.vocabulary import build_tokenizer
 
 TINY = dataclasses.replace(
@@ -58,6 +61,27 @@ def make_model() -> Callable[[], PhoneModel]:
         return model
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_release(
+    tmp_path_factory: pytest.TempPathFactory, make_model: Callable[[], PhoneModel], tokenizer_text: str
+) -> Path:
+    """The tiny model as a release."""
+    model, path = make_model(), tmp_path_factory.mktemp("tiny") / "release"
+    write_release(
+        path,
+        config=model.config,
+        tokenizer=tokenizer_text,
+        state=model.state_dict(),
+        health=HealthCheck((), 0.0),
+        model="autoglm-phone-9b",
+        variant="tiny",
+        name="tiny",
+        version="v1.0",
+        counter=1,
+    )
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -17,14 +17,12 @@ from torch import Tensor
 from autoglm.errors import EngineError
 from autoglm.model import core, step
 from autoglm.model.cache import KVCache
-from autoglm.model.checkpoint import write_release
 from autoglm.model.codes import multiply_out, quantize_rows
 from autoglm.model.kernels import packed_parts
 from autoglm.model.network import PhoneModel
 from autoglm.model.pages import PageTable
 from autoglm.model.step import NativeLinear, NativeTable, Step
 from autoglm.model.weights import load_release, packed_names
-from autoglm.releases import HealthCheck
 
 pytestmark = pytest.mark.skipif(
     core.library() is None and sys.platform != "linux", reason="the native core is not built here"
@@ -39,34 +37,15 @@ def coded(rows: int, columns: int) -> Codes:
 
 
 @pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory, make_model, tokenizer_text: str) -> Path:
-    """The tiny model as a release."""
-    model, path = make_model(), tmp_path_factory.mktemp("core") / "release"
-    write_release(
-        path,
-        config=model.config,
-        tokenizer=tokenizer_text,
-        state=model.state_dict(),
-        health=HealthCheck((), 0.0),
-        model="autoglm-phone-9b",
-        variant="tiny",
-        name="tiny",
-        version="v1.0",
-        counter=1,
-    )
-    return path
-
-
-@pytest.fixture(scope="module")
-def native(release: Path) -> PhoneModel:
+def native(tiny_release: Path) -> PhoneModel:
     """That release, held for the core."""
-    return load_release(release, by_core=True).model
+    return load_release(tiny_release, by_core=True).model
 
 
 @pytest.fixture(scope="module")
-def plain(release: Path) -> PhoneModel:
+def plain(tiny_release: Path) -> PhoneModel:
     """The same, multiplied out."""
-    return load_release(release).model
+    return load_release(tiny_release).model
 
 
 def decode(
@@ -228,9 +207,9 @@ def test_what_lies_past_the_end_of_a_sequence_is_never_read(native: PhoneModel) 
     assert torch.equal(decode(native, tokens, cache), decode(native, tokens, native.new_cache(1, 64)))
 
 
-def test_long_rows_go_through_the_gate_and_short_ones_do_not_notice(release: Path) -> None:
+def test_long_rows_go_through_the_gate_and_short_ones_do_not_notice(tiny_release: Path) -> None:
     """Beside a row that goes through the gate another one has the bits that it has alone."""
-    model = load_release(release, by_core=True).model
+    model = load_release(tiny_release, by_core=True).model
     gate = model.config.topk
     object.__setattr__(gate, "dense_below", 40)
     try:
@@ -262,9 +241,9 @@ def test_a_step_that_cannot_be_done_says_why_and_writes_nothing(native: PhoneMod
     assert not any(bool(held.any()) for held in (*cache.keys, *cache.values, *cache.bounds))
 
 
-def test_a_release_that_was_unloaded_computes_no_more(release: Path) -> None:
+def test_a_release_that_was_unloaded_computes_no_more(tiny_release: Path) -> None:
     """Weights or cache given back: an error, not a read of freed memory."""
-    model = load_release(release, by_core=True).model
+    model = load_release(tiny_release, by_core=True).model
     cache, tokens = model.new_cache(1, 64), some_tokens(1, 1)
     decode(model, tokens, cache)
     rows = cache.rows([cache.slot(0)], [2])
@@ -279,20 +258,20 @@ def test_a_release_that_was_unloaded_computes_no_more(release: Path) -> None:
 # Which models
 
 
-def test_models_with_small_blocks_are_held_for_the_core(release: Path, native: PhoneModel) -> None:
+def test_models_with_small_blocks_are_held_for_the_core(tiny_release: Path, native: PhoneModel) -> None:
     """All products and the table, known before loading; the 9B's are left to torch's kernel."""
     from autoglm.model.config import CONFIGS
 
     assert step.pays(CONFIGS["nano"]) and not step.pays(CONFIGS["9b"])
-    names = packed_names(release / "model.safetensors", native.config, None, by_core=True)
+    names = packed_names(tiny_release / "model.safetensors", native.config, None, by_core=True)
     assert names == {f"{name}.weight" for name in packed_parts(native)} and len(names) == 3 * 4 + 1
     assert Step.of(native) is not None
 
 
-def test_without_the_core_all_is_as_it_was(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_core_all_is_as_it_was(tiny_release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The package works where the core was not built."""
     monkeypatch.setattr(core, "library", lambda: None)
-    model = load_release(release, by_core=True).model
+    model = load_release(tiny_release, by_core=True).model
     assert packed_parts(model) == {} and Step.of(model) is None
     with pytest.raises(EngineError, match="not built"):
         NativeLinear(*coded(16, 16))
@@ -311,7 +290,7 @@ def build(path: Path, *flags: str) -> ctypes.CDLL:
 
 @pytest.mark.parametrize("level", [0, 1])
 def test_every_level_of_instructions_gives_the_same_bits(
-    native: PhoneModel, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: int
+    native: PhoneModel, tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: int
 ) -> None:
     """Portable C and AVX2 decode to the last bit what the best instructions here do."""
     tokens = some_tokens(30, 5)
@@ -320,5 +299,5 @@ def test_every_level_of_instructions_gives_the_same_bits(
     found = other(build(tmp_path / "level.so", f"-DWDECODE_MAX_LEVEL={level}"))
     monkeypatch.setattr(core, "library", lambda: found)
     assert found is not None and found.wdecode_level() <= level
-    model = load_release(release, by_core=True).model
+    model = load_release(tiny_release, by_core=True).model
     assert torch.equal(decode(model, tokens, model.new_cache(5, 64)), wanted)

@@ -35,7 +35,7 @@ from autoglm.engine.reception import AnswerListener, Reception
 from autoglm.engine.release import Placement, Release, Resident, load_resident, plan_release
 from autoglm.engine.reports import EngineStats, Staged, SwapReport
 from autoglm.engine.scheduler import Limits
-from autoglm.engine.selftest import SelfTestReport, examine
+from autoglm.engine.selftest import SelfTestReport, examine, require_passed
 from autoglm.engine.sequence import WaitingQueue
 from autoglm.engine.staging import StagingArea
 from autoglm.engine.supervision import SupervisedWorker
@@ -276,7 +276,7 @@ class Engine:
             EngineError: it is no longer staged, or another swap is under way.
         """
         staged.held()
-        staged.require_health()
+        require_passed(staged.version, staged.report)
         if staged.instead_of is not None:
             report = self._commit(lambda: self._versions.put_in(staged.take()))
             return replace(report, pause_s=self._exchange.finish())

@@ -9,7 +9,7 @@ from pathlib import Path
 from autoglm.engine.figures import Histogram
 from autoglm.engine.release import Resident
 from autoglm.engine.selftest import SelfTestReport
-from autoglm.errors import EngineError, HealthError
+from autoglm.errors import EngineError
 
 
 @dataclass
@@ -49,17 +49,6 @@ class Staged:
         if self.resident is None:
             raise EngineError(f"{self.version} is no longer staged: stage it again")
         return self.resident
-
-    def require_health(self) -> None:
-        """Let only a release through that passed its self-test.
-
-        Raises:
-            HealthError: it failed, or was not examined.
-        """
-        if self.report is None:
-            raise HealthError(f"{self.version} has not run its self-test: run it before swapping")
-        if not self.report.ok:
-            raise HealthError(f"{self.version} failed its self-test: {'; '.join(self.report.failures)}")
 
 
 @dataclass(frozen=True)

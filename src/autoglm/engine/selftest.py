@@ -21,7 +21,7 @@ from autoglm.engine.pace import Pace
 from autoglm.engine.release import Resident
 from autoglm.engine.scheduler import Limits, Scheduler
 from autoglm.engine.sequence import Sequence, WaitingQueue
-from autoglm.errors import AutoGLMError, EngineError
+from autoglm.errors import AutoGLMError, EngineError, HealthError
 from autoglm.model.prompt import conversation
 from autoglm.releases import HealthCheck, HealthPrompt
 
@@ -50,6 +50,18 @@ class SelfTestReport:
     tokens_per_s: float
     peak_memory_bytes: int
     failures: tuple[str, ...] = ()
+
+
+def require_passed(version: str, report: SelfTestReport | None) -> None:
+    """Let only a release through that passed its self-test.
+
+    Raises:
+        HealthError: it failed, or was not examined (None).
+    """
+    if report is None:
+        raise HealthError(f"{version} has not run its self-test: run it before swapping")
+    if not report.ok:
+        raise HealthError(f"{version} failed its self-test: {'; '.join(report.failures)}")
 
 
 def examine(health: HealthCheck, answer: Answer, *, budget_s: float) -> SelfTestReport:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -29,37 +29,13 @@ from autoglm.training.actions import (
     is_held_out,
 )
 from autoglm.training.dialogue import Example, Release, agent_examples, training_examples
+from autoglm.training.rows import Slot
 from autoglm.training.screens import Question, patch_labels, questions, render
 from autoglm.training.speech import Clip, augment
 from autoglm.training.vocabulary import MERGE_TOKEN
 
 IGNORED = -100
 ROW_TOKENS = 256
-
-
-@dataclass
-class Slot:
-    """One conversation after the prefix.
-
-    Attributes:
-        ids: its tokens.
-        loss: for each token but the first, the weight of predicting it (0: given).
-        hop: (index, token): the token that the stream should already know at this index, or None.
-    """
-
-    ids: list[int] = field(default_factory=list[int])
-    loss: list[float] = field(default_factory=list[float])
-    hop: tuple[int, int] | None = None
-
-    def given(self, ids: Sequence[int]) -> None:
-        """Append tokens that the user or the template gives."""
-        self.ids += ids
-        self.loss += [0.0] * len(ids)
-
-    def written(self, ids: Sequence[int], weights: Sequence[float]) -> None:
-        """Append tokens that the model is to write, with the weight of each."""
-        self.ids += ids
-        self.loss += weights
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from typing import Any, NoReturn, Self
 from autoglm.device.runtime import FileRoom
 from autoglm.engine import EngineStats, Generation, GenerationRequest, SelfTestReport, SwapReport
 from autoglm.engine.figures import Histogram
-from autoglm.engine.selftest import examine
-from autoglm.errors import EngineError, HealthError, RequestError
+from autoglm.engine.selftest import examine, require_passed
+from autoglm.errors import EngineError, RequestError
 from autoglm.service.backend_settings import BackendSettings
 from autoglm.service.gateway.answers import AnswerListener, Answers
 from autoglm.service.gateway.loading import Loader
@@ -198,7 +198,7 @@ class Gateway:
             EngineError: it is no longer staged, or its server does not hold it any more.
         """
         staged.require_staged()
-        staged.require_health()
+        require_passed(staged.version, staged.report)
         self._loader.require_held(staged.server, staged.release)
         started = time.monotonic()
         before, left = staged.instead_of, self._pool.active
@@ -268,8 +268,7 @@ class Gateway:
             self._loader.bring(server, release)
         self._loader.require_name(server, self._served_name)
         report = self._examine(server, release, TEST_S)
-        if not report.ok:
-            raise HealthError(f"{release.version} failed its self-test: {'; '.join(report.failures)}")
+        require_passed(release.version, report)
         self._staging.keep_wanted()
         for each in self._pool.servers:
             watch = Watch(

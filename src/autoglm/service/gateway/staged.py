@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autoglm.engine import SelfTestReport
-from autoglm.errors import EngineError, HealthError
+from autoglm.errors import EngineError
 from autoglm.service.gateway.release import ServedRelease
 from autoglm.service.gateway.server import Server
 
@@ -40,14 +40,3 @@ class StagedRelease:
         """
         if self.is_over or self.server.release is not self.release:
             raise EngineError(f"{self.version} is no longer staged: stage it again")
-
-    def require_health(self) -> None:
-        """Let only a release through that passed its self-test.
-
-        Raises:
-            HealthError: it failed, or was not examined.
-        """
-        if self.report is None:
-            raise HealthError(f"{self.version} has not run its self-test: run it before swapping")
-        if not self.report.ok:
-            raise HealthError(f"{self.version} failed its self-test: {'; '.join(self.report.failures)}")
