@@ -106,7 +106,7 @@ def test_impossible_requests_are_refused() -> None:
     with pytest.raises(ConfigError, match="rollback"):
         dialogue.held_out(1, 5, intents=["rollback"])
     with pytest.raises(ConfigError, match="only"):
-        dialogue.held_out(1, 5000, intents=["thanks"])
+        dialogue.held_out(1, 5000, intents=["launch_app"])
 
 
 def test_v12_knows_nothing_of_what_is_new() -> None:

@@ -46,6 +46,7 @@ from autoglm.training.wordings import (
     FULL_WIDTH,
     PLAIN,
     SYSTEM_PROMPTS,
+    TYPED_COMMANDS,
     UNKNOWN_APPS,
     UNKNOWN_THOUGHTS,
     WRAPPINGS,
@@ -90,6 +91,7 @@ _AGENT_WEIGHTS = {
 }
 _NEW_APP_SHARE = 0.5  # of v1.3's app commands: what is new needs more practice than what is known
 _CROSSED = 0.1  # share of commands worded in the other language than the app's
+_TYPED = 0.6  # share of commands in wordings that are never spoken
 _COMMONEST = 0.1  # share of a topic's questions that are its first, most common wording
 _BARE = 0.25  # share of questions with at most a question mark around them
 _SYSTEM_SHARE = 0.2  # share of questions under some system prompt
@@ -259,7 +261,8 @@ def _command_language(rng: random.Random, label: str) -> Language:
 
 
 def _command_text(rng: random.Random, action: str, label: str, language: Language, *, held_out: bool) -> str:
-    template = rng.choice(split(COMMANDS[language, action], held_out=held_out))
+    commands = TYPED_COMMANDS if rng.random() < _TYPED else COMMANDS
+    template = rng.choice(split(commands[language, action], held_out=held_out))
     text = template.format(label)
     if language == "en" and rng.random() < 0.3:
         text = text[0].upper() + text[1:]

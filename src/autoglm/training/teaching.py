@@ -39,7 +39,7 @@ _STRANGE = 4  # at most so many random tokens before and after it
 _ASKED = (3, 4, 2)  # taps, readings and presences a screen: reading is learnt last
 _TASKS_A_SCREEN = 6
 _CLEAR = 0.35  # share of clips heard as they were spoken
-_COPIED = 0.2  # share of dialogues whose answer stands in them
+_COPIED = 0.1  # share of dialogues whose answer stands in them
 _LONG_QUESTIONS = 12  # after one long prompt
 
 

@@ -1,12 +1,15 @@
 """How people put things: what goes around a question, how they name an app to open, apps nobody taught.
 
-Only data, split into what is trained and what is held out. Lists without a split of their own lose every
-fifth entry from the third on to the held-out set, so append at the end and keep the order.
+Only data, the longer lists from ``commands.toml``, split into what is trained and what is held out. Lists
+without a split of their own lose every fifth entry from the third on to the held-out set, so append at the
+end and keep the order.
 """
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 
 from autoglm.training.intents import Language
 
@@ -108,6 +111,11 @@ PLAIN: dict[Language, Wrapping] = {
     ),
 }
 
+_LISTS: dict[str, list[str]] = tomllib.loads(
+    Path(__file__).with_name("commands.toml").read_text(encoding="utf-8")
+)
+
+# Commands as they are spoken and typed, and those that are typed alone.
 COMMANDS: dict[tuple[Language, str], tuple[str, ...]] = {
     ("zh", "Launch"): (
         *("打开{}", "启动{}", "请帮我把{}打开", "帮我打开{}", "请打开{}", "运行{}", "把{}打开"),
@@ -133,6 +141,13 @@ COMMANDS: dict[tuple[Language, str], tuple[str, ...]] = {
     ),
 }
 
+TYPED_COMMANDS: dict[tuple[Language, str], tuple[str, ...]] = {
+    ("zh", "Launch"): tuple(_LISTS["zh_launch"]),
+    ("zh", "Close"): tuple(_LISTS["zh_close"]),
+    ("en", "Launch"): tuple(_LISTS["en_launch"]),
+    ("en", "Close"): tuple(_LISTS["en_close"]),
+}
+
 # Apps outside the known labels; the model learns to say so. None of them is among v1.3's new ones.
 UNKNOWN_APPS: tuple[str, ...] = (
     *("豆瓣", "知乎", "京东", "快手", "网易云", "滴滴", "饿了么", "携程", "百度", "优酷", "爱奇艺", "飞书"),
@@ -155,6 +170,7 @@ UNKNOWN_APPS: tuple[str, ...] = (
     *("Firefox", "Chrome", "Gmail", "Dropbox", "Twitch", "Pinterest", "Snapchat", "Duolingo", "Airbnb"),
     *("Lyft", "Trello", "Notion", "Evernote", "Shazam", "Steam", "Teams", "Outlook", "Kindle", "Strava"),
     *("PayPal", "Amazon", "Yelp", "Venmo", "Tinder", "LinkedIn", "Instagram", "Facebook", "WhatsApp"),
+    *_LISTS["unknown_apps"],
 )
 # The answer to a command for such an app, and the thought before it.
 UNKNOWN_THOUGHTS: dict[Language, tuple[str, str]] = {
