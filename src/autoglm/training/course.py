@@ -122,7 +122,14 @@ _SPEECH_FIRST = (
     *("speech", "screen", "text", "speech", "speech", "screen"),
     *("text", "speech", "long", "screen", "text", "speech"),
 )  # fmt: skip
-PRACTICE = replace(JOINT, name="practice", steps=2800, learning_rate=7e-4, mix=_SPEECH_FIRST)
+PRACTICE = replace(
+    JOINT,
+    name="practice",
+    steps=2800,
+    learning_rate=7e-4,
+    mix=_SPEECH_FIRST,
+    manner=replace(VARIED, agent=0.3),
+)
 
 # An update that touches every weight a little costs more bytes than one that moves some of them far, and
 # learns less: the matrices that write into the stream, the end of the stem, the rows of tokens that the news

@@ -6,7 +6,10 @@ Most tasks need a look: an app that stands on the screen is tapped, one that doe
 from __future__ import annotations
 
 import random
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from autoglm.training.actions import APPS, app_action, finish_action, is_chinese, is_held_out, tap_action
 from autoglm.training.intents import split
@@ -23,65 +26,10 @@ AGENT_TASK_PROMPT = (
     'do(action="Home")、do(action="Wait", duration="..")或finish(message="..")。'
 )
 
-# Of each list every fifth wording from the third on is held out of training; append at the end.
-_OPEN = {
-    "zh": ("打开{}", "进入{}", "帮我打开{}", "我想用{}", "去{}", "启动{}", "请打开{}"),
-    "en": ("open {}", "go to {}", "please open {}", "i want to use {}", "start {}", "show me {}"),
-}
-_FIXED: dict[str, dict[str, tuple[str, ...]]] = {
-    'do(action="Back")': {
-        "zh": ("返回上一页", "返回", "后退", "回到上一页", "退回去", "回上一级"),
-        "en": ("go back", "back", "return to the last page", "previous page", "step back", "one page back"),
-    },
-    'do(action="Home")': {
-        "zh": ("回到桌面", "返回桌面", "去主屏幕", "回主屏幕", "按主页键", "退到桌面"),
-        "en": ("go to the home screen", "home screen", "back to the launcher", "press home", "return home"),
-    },
-    'do(action="Swipe", start=[500,750], end=[500,250])': {
-        "zh": ("向上滑动", "往上滑", "上滑", "看下面的内容", "继续往下看"),
-        "en": ("swipe up", "scroll down", "slide up", "show what is below", "scroll further down"),
-    },
-    'do(action="Swipe", start=[500,250], end=[500,750])': {
-        "zh": ("向下滑动", "往下滑", "下滑", "看上面的内容", "回到上面"),
-        "en": ("swipe down", "scroll up", "slide down", "show what is above", "scroll back up"),
-    },
-    'do(action="Wait", duration="2 seconds")': {
-        "zh": ("等一下", "等待两秒", "稍等", "等页面加载", "等它加载完"),
-        "en": ("wait", "wait two seconds", "hold on", "let it load", "wait for the page"),
-    },
-    'finish(message="任务已完成。")': {
-        "zh": ("任务完成了", "已经好了", "结束任务", "完成了,结束吧", "可以结束了"),
-        "en": ("the task is done", "that is all", "end the task", "we are finished", "you can stop"),
-    },
-}
-_TYPE = {
-    "zh": ("输入{}", "在输入框里输入{}", "打字{}", "填上{}", "请输入{}"),
-    "en": ("type {}", "enter {}", "write {} in the field", "please type {}", "fill in {}"),
-}
-_TYPED = {
-    "zh": (
-        "你好",
-        "天气预报",
-        "明天见",
-        "附近的餐厅",
-        "生日快乐",
-        "谢谢",
-        "今晚吃什么",
-        "火车票",
-        "新年快乐",
-        "收到",
-    ),
-    "en": (
-        "hello",
-        "weather",
-        "see you tomorrow",
-        "pizza",
-        "happy birthday",
-        "thanks",
-        "train",
-        "good morning",
-    ),
-}
+# Wordings in Chinese and English, the held-out ones among them.
+_WORDS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("tasks.toml").read_text(encoding="utf-8"))
+_OPEN, _TYPE, _TEXTS = _WORDS["open"], _WORDS["type"], _WORDS["texts"]
+_FIXED: dict[str, dict[str, list[str]]] = {each["answer"]: each for each in _WORDS["fixed"]}
 
 
 @dataclass(frozen=True)
@@ -110,7 +58,7 @@ def draw_task(rng: random.Random, scene: Scene, *, held_out: bool = False) -> Ta
         return _launch_absent(rng, scene, held_out)
     language = rng.choice(("zh", "en"))
     if form < 0.8:
-        text = rng.choice(_TYPED[language])
+        text = rng.choice(_TEXTS[language])
         prompt = rng.choice(split(_TYPE[language], held_out=held_out)).format(text)
         thought = "按要求输入文字。" if language == "zh" else "Type the text."
         return Task(prompt, f'do(action="Type", text="{text}")', thought)

@@ -21,10 +21,11 @@ import numpy as np
 from PIL import Image
 
 from autoglm.model.prompt import AudioPart, ImagePart, Message, Part
-from autoglm.training.actions import parse_action
+from autoglm.training.actions import Point, parse_action
 
 Judge = Callable[[str], float]
 _CANDIDATES = 64  # single answers that are tried for chance
+_NEAR = 30  # of 1000 along each side: what a coordinate may be off where nothing is to be hit
 _GREY = (128, 128, 128)
 _Z = 1.959964  # of a two-sided interval of 95 %
 
@@ -141,6 +142,27 @@ def tap_inside(box: Box, touch: str = "Tap") -> Judge:
         return float(left <= x < left + width and top <= y < top + height)
 
     return judge
+
+
+def same_action(answer: str) -> Judge:
+    """Return a judge that wants the same action; points may lie a little beside, words must be the same."""
+    wanted = parse_action(answer)
+
+    def judge(given: str) -> float:
+        action = parse_action(given)
+        if wanted is None or action is None or action.name != wanted.name:
+            return float(given == answer)
+        pairs = [(value, action.arguments.get(key)) for key, value in wanted.arguments.items()]
+        same = len(pairs) == len(action.arguments) and all(_is_same(*pair) for pair in pairs)
+        return float(same)
+
+    return judge
+
+
+def _is_same(wanted: str | Point, given: str | Point | None) -> bool:
+    if isinstance(wanted, str) or not isinstance(given, tuple):
+        return wanted == given
+    return all(abs(a - b) <= _NEAR for a, b in zip(wanted, given, strict=True))
 
 
 def characters_of(text: str) -> Judge:

@@ -35,13 +35,19 @@ _PIXELS = ((1080, 2400), (1080, 2340), (1170, 2532), (720, 1600), (1440, 3120), 
 _CSS_WIDTH = 320
 _FEWEST = 3  # labels to be seen on a page, or it is not used
 _ATTEMPTS = 4  # pages drawn for each that is wanted
-# A label counts when its text is whole, on the screen, and not under something else.
+# A label counts when its text is whole, on the screen, and not under something else. Its place is that of its
+# letters, not of the line that they stand in, most of which may be empty.
 _LOOK = """
 (() => {
   const box = e => { const r = e.getBoundingClientRect(); return [r.x, r.y, r.width, r.height] }
+  const letters = e => {
+    const range = document.createRange()
+    range.selectNodeContents(e.querySelector('.t'))
+    return box(range)
+  }
   const share = ([x, y, w, h]) => [x / innerWidth, y / innerHeight, w / innerWidth, h / innerHeight]
   const seen = [...document.querySelectorAll('[data-label]')].filter(e => {
-    const [x, y, w, h] = box(e.querySelector('.t')), [ex, , ew] = box(e)
+    const [x, y, w, h] = letters(e), [ex, , ew] = box(e)
     const hit = document.elementFromPoint(x + w / 2, y + h / 2)
     return hit && e.contains(hit) && x >= Math.max(0, ex - 1) && y >= 0 && y + h <= innerHeight
       && x + w <= Math.min(innerWidth, ex + ew + 1)
@@ -49,7 +55,7 @@ _LOOK = """
   return {
     words: document.body.innerText,
     elements: seen.map(e => ({
-      label: e.dataset.label, box: share(box(e)), text: share(box(e.querySelector('.t'))),
+      label: e.dataset.label, box: share(box(e)), text: share(letters(e)),
     })),
   }
 })()

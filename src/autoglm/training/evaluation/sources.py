@@ -31,7 +31,7 @@ from autoglm.training.dialogue import (
     held_out,
     new_intents,
 )
-from autoglm.training.evaluation.items import Box, Item, characters_of, exactly, tap_inside
+from autoglm.training.evaluation.items import Box, Item, characters_of, exactly, same_action, tap_inside
 from autoglm.training.evaluation.rendered import RenderedPage
 from autoglm.training.news import draw_new_task
 from autoglm.training.recordings import Recording, record
@@ -205,7 +205,7 @@ def new_task_items(seed: int, count: int) -> list[Item]:
 
 
 def _task_item(kind: str, scene: Scene, task: Task) -> Item:
-    judge = exactly(task.answer)
+    judge = same_action(task.answer)
     action = parse_action(task.answer)
     if task.label is not None and action is not None:
         touched = next(e.touch for e in scene.elements if e.label == task.label[1])
