@@ -31,6 +31,7 @@ from autoglm.training.rounding import rounded
 from autoglm.training.rows import IGNORED, Batch
 from autoglm.training.scenes.asking import named
 from autoglm.training.sharding import load_whole, shard_blocks, whole
+from autoglm.training.unopposed import Unopposed
 from autoglm.training.utterances import spoken_characters
 
 LOOK_AHEAD = 100  # steps; the pool takes as many of them as its processes can use
@@ -96,6 +97,7 @@ class Classroom:
         if distributed.is_first():
             write_durably(directory / CONFIG_NAME, self.config.to_json().encode())
         self.teacher = teacher_of(self.tokenizer, self.config, course.release)
+        self.unopposed = Unopposed(self.tokenizer)
         torch.manual_seed(seed)
         self.model = PhoneModel(self.config).to(self.device)
         self.model.image.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -272,7 +274,11 @@ class Classroom:
     def _word_loss(self, hidden: Tensor, batch: Batch) -> Measured:
         """Return the loss on all tokens to be written, and how it went."""
         asked = batch.targets != IGNORED
-        return self._graded(self.model.logits(hidden[asked]), batch, asked)
+        return self._graded(self._answered(self.model, hidden, batch, asked), batch, asked)
+
+    def _answered(self, model: PhoneModel, hidden: Tensor, batch: Batch, asked: Tensor) -> Tensor:
+        """Return a model's logits (N, V) at the places asked for."""
+        return self.unopposed(model.logits(hidden[asked]), batch.ids[asked])
 
     def _graded(self, logits: Tensor, batch: Batch, asked: Tensor) -> Measured:
         targets, weights = batch.targets[asked], batch.weights[asked]

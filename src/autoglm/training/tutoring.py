@@ -136,7 +136,7 @@ class TutoredClassroom(Classroom):
 
     def _word_loss(self, hidden: Tensor, batch: Batch) -> Measured:
         asked = batch.targets != IGNORED
-        mine, weights = self.model.logits(hidden[asked]), batch.weights[asked]
+        mine, weights = self._answered(self.model, hidden, batch, asked), batch.weights[asked]
         answers, measures = self._graded(mine, batch, asked)
         theirs, total = self._taught(batch, asked), distributed.mean_weight(weights.sum())
         each = divergence(mine, theirs, self.settings.direction, self.settings.temperature)
@@ -153,7 +153,7 @@ class TutoredClassroom(Classroom):
             _, _, x = embedded(self.tutor, batch)
             hidden, _ = self.tutor(x.bfloat16(), batch.positions, batch.bias.bfloat16())
         self._shown = shown
-        return self.tutor.logits(hidden[asked])
+        return self._answered(self.tutor, hidden, batch, asked)
 
 
 def half_norms(model: PhoneModel) -> PhoneModel:
