@@ -119,8 +119,8 @@ JOINT = Lesson(
 )  # fmt: skip
 # Speech and text learn last and were still learning when the rate ran out: once more, mostly for them.
 _SPEECH_FIRST = (
-    *("speech", "screen", "text", "speech", "speech", "screen"),
-    *("text", "speech", "long", "screen", "text", "speech"),
+    *("speech", "screen", "text", "speech", "text", "speech", "screen", "text"),
+    *("text", "speech", "long", "screen", "text", "speech", "text"),
 )  # fmt: skip
 PRACTICE = replace(
     JOINT,
