@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import re
@@ -16,6 +17,7 @@ from autoglm.errors import BackendError, EngineError, FormatError, OverloadedErr
 from autoglm.model.prompt import Message
 from autoglm.model.tools import Tool
 from autoglm.releases import canonical_json
+from autoglm.service.gateway.asking import Asked
 from autoglm.service.gateway.process import Program, Supervised
 from autoglm.service.gateway.release import Checkpoints
 from autoglm.service.gateway.tags import TagReader
@@ -211,3 +213,28 @@ def test_a_server_and_its_workers_end_together(tmp_path: Path) -> None:
     assert not process.is_running
     state = Path(f"/proc/{worker}/stat")  # whoever inherited it may not have read its end yet
     wait_for(lambda: not state.exists() or " Z " in state.read_text(), "the worker to end")
+
+
+def test_cancelling_again_does_not_interrupt_the_closing() -> None:
+    """A consumer who leaves and the response that ends both cancel: the connection closes all the same."""
+    closed: list[bool] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(3):  # a connection closes in several turns of the loop
+                await asyncio.sleep(0)
+            closed.append(True)
+
+    async def leave() -> None:
+        asked = Asked("v1.1", "fp", asyncio.get_running_loop())
+        asked.run(work())
+        for _ in range(4):
+            await asyncio.sleep(0)
+            asked.cancel()
+        for _ in range(8):
+            await asyncio.sleep(0)
+
+    asyncio.run(leave())
+    assert closed == [True]

@@ -47,6 +47,7 @@ class Asked(Generation):
         self._loop = loop
         self._task: asyncio.Task[None] | None = None
         self._start: Future[None] = Future()
+        self._is_stopping = False  # for the gateway's own loop
 
     def cancel(self) -> None:
         """Close the connection to the server; harmless when it has ended already."""
@@ -81,7 +82,9 @@ class Asked(Generation):
             self._stop()
 
     def _stop(self) -> None:
-        if self._task is not None:
+        """Cancel the work once: a second time would interrupt the closing of its connection, and leak it."""
+        if self._task is not None and not self._is_stopping:
+            self._is_stopping = True
             self._task.cancel()
 
 
