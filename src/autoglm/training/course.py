@@ -94,7 +94,7 @@ class Course:
     config: str
     release: Release
     lessons: tuple[Lesson, ...]
-    shards: int = 12
+    shards: int = 24
     new_shards: int = 0
 
 
@@ -119,8 +119,8 @@ JOINT = Lesson(
 )  # fmt: skip
 # Speech and text learn last and were still learning when the rate ran out: once more, mostly for them.
 _SPEECH_FIRST = (
-    *("speech", "screen", "text", "speech", "text", "speech", "screen", "text"),
-    *("text", "speech", "long", "screen", "text", "speech", "text"),
+    *("speech", "screen", "text", "speech", "text", "screen", "speech", "text"),
+    *("screen", "speech", "text", "long", "text", "screen", "speech", "text"),
 )  # fmt: skip
 PRACTICE = replace(
     JOINT,

@@ -26,7 +26,7 @@ from autoglm.training.utterances import Kind, Utterance, draw_utterance
 
 SHARD_CLIPS = 500
 _INDEX_NAME = "recordings.json"
-_FORMAT = 1  # raise it when what is synthesised changes
+_FORMAT = 2  # raise it when what is synthesised changes
 _WORKERS = 2
 
 # Variants of espeak-ng's voices; those of HELD_OUT_VOICES and UNHEARD are kept for scores.

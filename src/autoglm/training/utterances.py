@@ -17,12 +17,12 @@ from typing import Literal, get_args
 
 from autoglm.training.actions import APPS, app_action, is_chinese, is_held_out
 from autoglm.training.intents import LANGUAGES, Language, Release, knowledge, split
-from autoglm.training.wordings import COMMANDS
+from autoglm.training.wordings import COMMANDS, TYPED_COMMANDS
 
 Kind = Literal["command", "question", "dictation"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _SHARES = (0.55, 0.1, 0.35)
-_PLAIN_VERBS = 0.5  # share of commands that are only verb and app
+_PLAIN_VERBS = 0.35  # share of commands that are only verb and app
 _ASKED = ("identity", "name", "maker", "abilities", "offline", "version", "greeting", "thanks", "goodbye")
 _LONGEST_QUESTION = 40  # characters
 
@@ -180,13 +180,25 @@ def draw_utterance(
 
 
 def _command(rng: random.Random, apps: Sequence[str], held_out: bool, held_out_pairs: bool) -> Utterance:
-    pairs = [(a, app) for app in apps for a in ("Launch", "Close") if is_held_out(a, app) == held_out_pairs]
-    action, app = rng.choice(pairs)
-    language: Language = "zh" if is_chinese(app) else "en"
+    pairs: dict[Language, list[tuple[str, str]]] = {}
+    for app in apps:
+        for action in ("Launch", "Close"):
+            if is_held_out(action, app) == held_out_pairs:
+                pairs.setdefault("zh" if is_chinese(app) else "en", []).append((action, app))
+    language = rng.choice(sorted(pairs))
+    action, app = rng.choice(pairs[language])
     if not held_out and rng.random() < _PLAIN_VERBS:
         wording = rng.choice(_VERBS[language, action])
+    elif held_out:
+        wording = rng.choice(split(COMMANDS[language, action], held_out=True))
     else:
-        wording = rng.choice(split(COMMANDS[language, action], held_out=held_out))
+        wording = rng.choice(
+            tuple(
+                one
+                for said in (COMMANDS, TYPED_COMMANDS)
+                for one in split(said[language, action], held_out=False)
+            )
+        )
     return Utterance("command", wording.format(app), app_action(action, app), language)
 
 
