@@ -17,7 +17,7 @@ from autoglm.errors import ConfigError, EngineError
 from autoglm.model.config import STUDENT_NANO, AudioConfig, ImageConfig, ModelConfig
 from autoglm.training import course as courses
 from autoglm.training.ahead import Ahead
-from autoglm.training.classroom import Classroom
+from autoglm.training.classroom import Classroom, recording_store
 from autoglm.training.course import BY_HEART, JOINT, LABELS, LOOK_UP, Course, Lesson, course_named
 from autoglm.training.lexicon import build_lexicon
 from autoglm.training.loop import Loop, learning_rate
@@ -210,6 +210,20 @@ def test_recordings_are_prepared_once_and_mended(tmp_path: Path, monkeypatch: py
     assert [(a.text, a.voice, a.audio.tobytes()) for a in first] == [
         (b.text, b.voice, b.audio.tobytes()) for b in again
     ]
+
+
+@pytest.mark.needs("espeak-ng")
+def test_recordings_keep_their_seed_under_a_run_of_another(tmp_path: Path, monkeypatch) -> None:
+    """A second stage draws other batches from the same recordings: they are not made anew for its seed."""
+    monkeypatch.setattr("autoglm.training.recordings.SHARD_CLIPS", 2)
+    course = dataclasses.replace(COURSE, shards=2)
+    assert recording_store(tmp_path, course, 7).seed == 7
+    recording_store(tmp_path, course, 7).prepare()
+    ages = [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*.npz"))]
+    store = recording_store(tmp_path, course, 8)
+    store.prepare()
+    assert store.seed == 7 and len(ages) == 2
+    assert [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*.npz"))] == ages
 
 
 def test_easy_screens_turn_into_real_ones() -> None:

@@ -65,6 +65,14 @@ def test_a_teacher_teaches_itself_nothing(make, tokenizer: str) -> None:
     assert measures["kl_loss"] < 1e-2 and measures["agreement"] > 0.9
 
 
+def test_a_student_that_takes_nothing_from_its_teacher_does_not_wait_for_it(make) -> None:
+    """With a share of 0 and no paired blocks the course goes on, and the teacher never runs."""
+    loop = make(settings=Distillation(share=0.0), steps=2)
+    loop.task.tutor.register_forward_pre_hook(lambda *_: pytest.fail("the teacher ran"))
+    measures = loop.run()
+    assert "text_loss" in measures and "kl_loss" not in measures
+
+
 def test_the_teacher_is_never_changed(make, tokenizer: str) -> None:
     """After a run every weight of the teacher is what it was; norms are held in the streams' precision."""
     loop = make()

@@ -26,7 +26,7 @@ from autoglm.training.course import Course, Lesson
 from autoglm.training.heads import soften_coordinates, start_look_up
 from autoglm.training.lexicon import build_lexicon
 from autoglm.training.news import teacher_of
-from autoglm.training.recordings import Recording, RecordingStore
+from autoglm.training.recordings import Recording, RecordingStore, seed_of
 from autoglm.training.rounding import rounded
 from autoglm.training.rows import IGNORED, Batch
 from autoglm.training.scenes.asking import named
@@ -58,8 +58,10 @@ def run_alphabet(directory: Path) -> str:
 
 
 def recording_store(directory: Path, course: Course, seed: int) -> RecordingStore:
-    """Return the recordings of a run."""
-    return RecordingStore(directory / "recordings", seed, course.shards)
+    """Return the recordings of a run; those that are there keep their seed, whoever uses them."""
+    place = directory / "recordings"
+    kept = seed_of(place)
+    return RecordingStore(place, seed if kept is None else kept, course.shards)
 
 
 class Classroom:
@@ -84,7 +86,7 @@ class Classroom:
             seed: of everything.
             config: sizes other than the course's.
             workers: processes that draw screens ahead; the screens are the same.
-            data: another run's directory, whose recordings of this seed are used.
+            data: another run's directory, whose recordings are used.
             shard: spread the weights of the blocks over the processes of ``torchrun``.
 
         Raises:

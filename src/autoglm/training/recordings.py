@@ -217,15 +217,8 @@ class RecordingStore:
 
     def _hashes(self) -> dict[str, str]:
         """Return the hash of every shard that belongs to this seed and format."""
-        try:
-            content = json.loads((self.directory / _INDEX_NAME).read_bytes())
-            return (
-                dict(content["sha256"])
-                if (content["format"], content["seed"]) == (_FORMAT, self.seed)
-                else {}
-            )
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
+        seed, hashes = _read_index(self.directory)
+        return hashes if seed == self.seed else {}
 
     def _write(self, number: int) -> None:
         rng = random.Random(f"recordings/{self.seed}/{number}")
@@ -239,6 +232,22 @@ class RecordingStore:
                 length=np.array([len(r.audio) for r in made], dtype=np.int64),
                 audio=np.concatenate([r.audio for r in made]),
             )
+
+
+def seed_of(directory: Path) -> int | None:
+    """Return the seed that a directory's recordings were drawn from; None where there are none to be used."""
+    return _read_index(directory)[0]
+
+
+def _read_index(directory: Path) -> tuple[int | None, dict[str, str]]:
+    """Return the seed, and the hash of every shard; nothing where they are missing or of another format."""
+    try:
+        content = json.loads((directory / _INDEX_NAME).read_bytes())
+        if content["format"] == _FORMAT:
+            return int(content["seed"]), dict(content["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None, {}
 
 
 def _read(path: Path) -> Iterator[Recording]:

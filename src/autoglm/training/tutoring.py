@@ -3,7 +3,8 @@
 The loss on a batch's answers becomes ``(1 - share) * answers + share * T^2 * KL``; where blocks are paired,
 the distance of the student's streams to the teacher's behind a learned projection is added (see
 :mod:`autoglm.training.distill`). The course's own losses on patches, names, sound and pairs stay. The
-teacher runs once a batch, without gradients, in the loop's own precision, and is never changed.
+teacher runs once a batch, without gradients, in the loop's own precision, and is never changed. A student
+that has passed its teacher goes on with a share of 0 and no paired blocks: then the teacher does not run.
 
     >>> room = TutoredClassroom(run, course, teacher=teacher, student=pruned)     # doctest: +SKIP
     >>> Loop(run, room, course.lessons).run()                                     # doctest: +SKIP
@@ -135,6 +136,8 @@ class TutoredClassroom(Classroom):
         return total + self.settings.hidden * hidden, {**measures, "hidden_loss": hidden.detach()}
 
     def _word_loss(self, hidden: Tensor, batch: Batch) -> Measured:
+        if self.settings.share == 0 and not self.settings.layers:
+            return super()._word_loss(hidden, batch)
         asked = batch.targets != IGNORED
         mine, weights = self._answered(self.model, hidden, batch, asked), batch.weights[asked]
         answers, measures = self._graded(mine, batch, asked)
