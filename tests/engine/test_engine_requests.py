@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -238,3 +240,18 @@ def test_closing_with_grace_lets_requests_finish(old_dir: Path, ask: Ask) -> Non
     generations = [engine.submit(ask("hello", max_tokens=10)) for _ in range(5)]
     engine.close(grace_s=60)
     assert [generation.result().finished.reason for generation in generations] == ["length"] * 5
+
+
+@pytest.mark.parametrize("wait", ["result().finished", "release"])
+def test_a_program_may_end_without_closing_its_engine(old_dir: Path, wait: str) -> None:
+    """The process ends with 0, after its last answer as well as in the middle of one."""
+    program = (
+        "import sys\nfrom autoglm.engine import Engine, GenerationRequest, Sampling\n"
+        "from autoglm.model.prompt import Message\n"
+        "engine = Engine.load(sys.argv[1])\n"
+        "request = GenerationRequest((Message('user', 'hi'),), sampling=Sampling(), max_tokens=64)\n"
+        f"engine.submit(request).{wait}\n"
+    )
+    command = [sys.executable, "-c", program, str(old_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

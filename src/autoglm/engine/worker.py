@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
@@ -36,6 +37,8 @@ class Worker:
         self._deadline_s = 0.0
         self._thread = threading.Thread(target=self._serve, name="autoglm-engine", daemon=True)
         self._thread.start()
+        # Python ends by unwinding threads that are left; out of torch's frames that aborts the process.
+        atexit.register(self.close, 0.0)
 
     def wake(self) -> None:
         """Look at the queue again: a sequence was put there."""
@@ -76,6 +79,7 @@ class Worker:
         if threading.current_thread() is not self._thread:
             while self._thread.is_alive() and not self._scheduler.timer.is_given_up:
                 self._thread.join(_LOOK_S)
+            atexit.unregister(self.close)
 
     def leave(self) -> list[tuple[Callable[[], Any], Future[Any]]]:
         """Take the commands that wait from a worker whose step was given up; it obeys no more."""
@@ -83,6 +87,7 @@ class Worker:
             self.is_closing = True
             commands = list(self._commands)
             self._commands.clear()
+        atexit.unregister(self.close)
         return commands
 
     def take_over(self, commands: list[tuple[Callable[[], Any], Future[Any]]]) -> None:
