@@ -125,6 +125,7 @@ class NewsTeacher(Teacher):
         super().__init__(tokenizer, config, release)
         self.news = tuple(label for label in self.words if label.key in NEW_WORDS)
         self.topics = frozenset(new_intents(release))
+        self.actions = frozenset(app_action(act, app) for act in ("Launch", "Close") for app in NEW_APPS)
         # Which of three touches is wanted is said by the action's own piece: it counts in full.
         self._template -= {
             token for action in _TOUCHES for token in tokenizer.encode(f'do(action="{action}", element=')
@@ -151,11 +152,12 @@ class NewsTeacher(Teacher):
         return draw_new_task(rng, scene) if rng.random() < _NEW_TASKS else draw_task(rng, scene)
 
     def dialogue_slot(self, rng: random.Random, manner: Manner) -> Slot:
-        """Return one conversation; half of them are on a new topic."""
+        """Return one conversation; half of them are on a new topic or name a new app."""
         if rng.random() >= FOCUS:
             return super().dialogue_slot(rng, manner)
         drawn = training_examples(rng, _PATIENCE, release=self.release)
-        example = next((each for each in drawn if each.intent in self.topics), None)
+        wanted = (each for each in drawn if each.intent in self.topics or each.answer in self.actions)
+        example = next(wanted, None)
         if example is None:
             return super().dialogue_slot(rng, manner)
         noise = rng if rng.random() < manner.noise else None
