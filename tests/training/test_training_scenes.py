@@ -158,6 +158,14 @@ def test_answers_follow_from_the_screen(scenes: list[Scene]) -> None:
                 assert (each.answer in ("是", "yes")) == (each.label.key in shown)
 
 
+def test_where_all_is_shown_nothing_absent_is_asked_for(scenes: list[Scene]) -> None:
+    """A screen with every label that there is is asked about what it shows; drawing ends."""
+    scene = scenes[0]
+    shown = [element.label for element in scene.elements]
+    asked = questions(random.Random(1), scene, shown, counts=(0, 0, 6))
+    assert len(asked) == 6 and all(each.element is not None for each in asked)
+
+
 def test_held_out_wordings_are_never_trained(scenes: list[Scene]) -> None:
     """A wording of the held-out questions does not occur among the training ones."""
     rng = random.Random(3)

@@ -155,6 +155,11 @@ NEWS_LOOK_UP = replace(
 NEWS_PRACTICE = replace(
     NEWS, name="news practice", steps=500, anchor=6.0, mix=("text", "speech", "text", "screen", "text"),
 )  # fmt: skip
+# What was known before suffers: once more, all of it.
+NEWS_REHEARSAL = replace(
+    NEWS_PRACTICE, name="news rehearsal", steps=600, learning_rate=4e-4,
+    mix=("text", "speech", "text", "screen", "speech", "text", "screen"),
+)  # fmt: skip
 
 # An adapter cannot touch the token table: it teaches topics but no new labels, and practises the rest.
 ADAPTER = Lesson(
@@ -173,7 +178,13 @@ COURSES: Mapping[str, Course] = MappingProxyType(
     {
         "teacher": Course("teacher", "teacher-nano", "v1.2", (LABELS, LOOK_UP, JOINT, PRACTICE)),
         "student": Course("student", "student-nano", "v1.2", (LABELS, LOOK_UP, JOINT, PRACTICE)),
-        "update": Course("update", "student-nano", "v1.3", (NEWS, NEWS_LOOK_UP, NEWS_PRACTICE), new_shards=2),
+        "update": Course(
+            "update",
+            "student-nano",
+            "v1.3",
+            (NEWS, NEWS_LOOK_UP, NEWS_PRACTICE, NEWS_REHEARSAL),
+            new_shards=2,
+        ),
         "screens-by-heart": Course("screens-by-heart", "student-nano", "v1.2", (BY_HEART,)),
     }
 )

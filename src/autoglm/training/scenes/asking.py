@@ -116,7 +116,7 @@ def questions(
         rng: source of all randomness.
         scene: the screen.
         known: where absent labels come from.
-        counts: how many taps, readings, and presences (half of them absences).
+        counts: how many taps, readings, and presences (half of them absences, unless all known is shown).
         held_out: use the wordings that training never has.
     """
     taps, reads, presences = counts
@@ -127,6 +127,9 @@ def questions(
     for i in range(presences):
         element = rng.choice(shown) if i % 2 == 0 else None
         label = element.label if element else _absent(rng, scene, known)
+        if label is None:  # all that there is is shown
+            element = rng.choice(shown)
+            label = element.label
         asked.append(_has(rng, label, element, held_out))
     return asked
 
@@ -168,8 +171,10 @@ def _has(rng: random.Random, label: Label, element: Element | None, held_out: bo
     return Asked("has", prompt, yes if element else no, label, name, element, language)
 
 
-def _absent(rng: random.Random, scene: Scene, known: Sequence[Label]) -> Label:
+def _absent(rng: random.Random, scene: Scene, known: Sequence[Label]) -> Label | None:
     present = {element.label.key for element in (*scene.elements, *scene.veiled)}
+    if all(label.key in present for label in known):
+        return None
     while (label := rng.choice(known)).key in present:
         pass
     return label
