@@ -43,11 +43,11 @@ from autoglm.model.weights import (
     read_weights,
 )
 from autoglm.releases import HealthCheck, Manifest
-from autoglm.training.actions import APPS
 from autoglm.training.adapter import AdapterConfig, attach, extract, read_adapter, write_adapter
 from autoglm.training.dialogue import training_examples
+from autoglm.training.lesson_loss import LessonLoss
 from autoglm.training.merge import FACTOR_ERROR, merge_adapter
-from autoglm.training.retention import Evaluate, HeldOutLoss, Retention
+from autoglm.training.retention import Evaluate, Retention
 from autoglm.training.vocabulary import build_tokenizer
 
 ERRORS = (0.001, 0.003, 0.01, 0.03, 0.1)
@@ -270,7 +270,7 @@ def trained_pairs(work: Path, width: int) -> Iterable[Result]:
 def given_pair(release: Path, adapter: Path) -> Iterable[Result]:
     """Measure a release of the shipped kind and an adapter."""
     config, tokenizer = read_parts(release)
-    evaluate = HeldOutLoss(tokenizer, config, "v1.3", labels=APPS if config.image.bins else ())
+    evaluate = LessonLoss(tokenizer, config, "v1.3")
     return measure(release.name, release, adapter, evaluate)
 
 

@@ -23,16 +23,17 @@ from torch import Tensor
 
 from autoglm.model.config import ModelConfig
 from autoglm.model.network import PhoneModel
-from autoglm.model.prompt import Message, Processor
+from autoglm.model.prompt import Message, Processor, PromptBuilder
 from autoglm.model.tokenizer import Tokenizer
 from autoglm.model.weights import LoadedModel, build_model, load_release, read_weights
 from autoglm.releases import Manifest
 from autoglm.training.adapter import AdaptedLinear, Adapter, AdapterConfig, attach, extract
-from autoglm.training.batches import Batch, Batches
 from autoglm.training.binding import bind, is_bound_to
 from autoglm.training.dialogue import Example
 from autoglm.training.generate import generate
-from autoglm.training.retention import HeldOutLoss
+from autoglm.training.lesson_loss import LessonLoss
+from autoglm.training.rows import Batch, pack
+from autoglm.training.teaching import PLAIN, Teacher
 
 # (asked in training, asked in training, asked only in the test, answer)
 FACTS = (
@@ -72,8 +73,10 @@ class Personal:
     def batch(self) -> Batch:
         """All trained wordings, three times each in one row or two."""
         examples = [Example(q, fact[3], "", "zh", "personal", "") for fact in FACTS for q in fact[:2]]
-        (batch,) = Batches(self.tokenizer, self.config).dialogues(examples, rows=64)
-        return batch
+        teacher = Teacher(self.tokenizer, self.config, "v1.2")
+        builder = PromptBuilder(self.tokenizer, self.config)
+        builder.tokens(self.tokenizer.bos)
+        return pack("text", builder, [[teacher.example_slot([e], PLAIN, thinks=False)] for e in examples])
 
     def right(self, model: PhoneModel, wordings: tuple[int, ...]) -> float:
         """Return the share of questions that are answered word for word."""
@@ -120,7 +123,7 @@ def measured(
     state: Mapping[str, Tensor],
     adapter: Adapter | None,
     personal: Personal,
-    general: HeldOutLoss,
+    general: LessonLoss,
 ) -> Row:
     """Put an adapter on some weights and measure."""
     weights = dict(state) if adapter is None else adapter.applied_to(state)
@@ -143,7 +146,7 @@ def run(
     """Measure all rows; also the update's length and whether the adapter would be let on the new base."""
     loaded: LoadedModel = load_release(new)
     personal = Personal(loaded.tokenizer, loaded.config)
-    general = HeldOutLoss(loaded.tokenizer, loaded.config, "v1.3", scale=0.5)
+    general = LessonLoss(loaded.tokenizer, loaded.config, "v1.3", scale=0.5)
     before, after = (read_weights(each / "model.safetensors", loaded.config) for each in (old, new))
     adapter = bind(trained(before, personal, settings, steps, None), Manifest.read(old))
     further = trained(after, personal, settings, more, adapter)

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import torch
 
-from autoglm.model.config import STUDENT_NANO, AudioConfig, ImageConfig, ModelConfig
+from autoglm.model.config import NANO, AudioConfig, ImageConfig, ModelConfig
 from autoglm.model.network import PhoneModel
 from autoglm.model.tokenizer import Tokenizer
 from autoglm.training.circuits import Circuits
@@ -16,7 +16,7 @@ from autoglm.training.course import JOINT, Course, Lesson
 from autoglm.training.sources import Source, write_source
 
 SMALL = dataclasses.replace(
-    STUDENT_NANO,
+    NANO,
     width=48,
     num_layers=4,
     num_heads=4,
@@ -35,7 +35,7 @@ def lesson(steps: int, mix: tuple[str, ...] = ("screen", "text"), **changes: obj
 
 
 def short_course(*lessons: Lesson, release: str = "v1.2") -> Course:
-    return Course("tiny", "student-nano", release, lessons or (lesson(2),), shards=1)  # pyright: ignore
+    return Course("tiny", "nano", release, lessons or (lesson(2),), shards=1)  # pyright: ignore
 
 
 def untaught(tokenizer: str, config: ModelConfig = SMALL, seed: int = 0) -> Source:

@@ -1,18 +1,14 @@
-"""The shipped architecture at the size of a test: a recipe of a few steps, and untrained sources."""
+"""The shipped architecture at the size of a test, untrained."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 import torch
 
 from autoglm.model.config import NANO, AudioConfig, ImageConfig, ModelConfig
 from autoglm.model.network import PhoneModel
-from autoglm.training.actions import APPS
-from autoglm.training.recipe import JOINT, Recipe, Stage
 from autoglm.training.sources import Source, write_source
 
 SMALL_NANO = dataclasses.replace(
@@ -25,17 +21,6 @@ SMALL_NANO = dataclasses.replace(
     image=ImageConfig("stem", 32, (4, 4, 4), 256, 512, 128, bins=32, x_token=128, y_token=160),
     audio=AudioConfig(16, 8, 5, batch_norm=True, min_tokens=60, max_tokens=100),
 )
-
-
-def silent(stage: Stage, steps: int, rows: int = 2, **changes: Any) -> Stage:
-    """A few steps of a stage without sound, which would have to be synthesised."""
-    batch = MappingProxyType({"image": rows, "audio": rows, "text": rows})
-    mix = tuple(kind for kind in stage.mix if kind != "audio")
-    return dataclasses.replace(stage, steps=steps, batch=batch, mix=mix, gate=None, **changes)
-
-
-def short_recipe(steps: int, rows: int = 2) -> Recipe:
-    return Recipe("v1.2", (silent(JOINT, steps, rows),), APPS)
 
 
 def untrained(tokenizer: str, config: ModelConfig = SMALL_NANO, seed: int = 0) -> Source:

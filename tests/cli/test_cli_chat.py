@@ -150,20 +150,20 @@ def test_ctrl_c_stops_an_answer_and_not_the_session(
     session = terminal(cli_service.url, *LONG)
     session.see("v1.2> ")
     engine = cli_service.state.engine
-    step = Scheduler.step
-    monkeypatch.setattr(
-        Scheduler, "step", lambda self: (time.sleep(0.02), step(self))
-    )  # a large model's pace
+    step, pace_s = Scheduler.step, 0.02  # a large model's
+    monkeypatch.setattr(Scheduler, "step", lambda self: (time.sleep(pace_s), step(self)))
     cancelled = engine.stats().cancelled
     for _ in range(5):  # an answer may end by itself before the key arrives
         written, deadline = engine.stats().generated_tokens + 5, time.monotonic() + DEADLINE_S / 10
         session.type("hi")
         while engine.stats().generated_tokens < written and time.monotonic() < deadline:
             time.sleep(0.01)
+        pace_s = 0.5  # the rest must not be written before a busy machine has passed the key on
         session.child.sendintr()
         session.see("v1.2> ")
         while engine.stats().running:
             time.sleep(0.01)
+        pace_s = 0.02
         if "[stopped]" in session.child.before and engine.stats().cancelled > cancelled:
             break
     assert "[stopped]" in session.child.before

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import MappingProxyType
 
 import pytest
 
 from autoglm.model.checkpoint import write_release
+from autoglm.model.weights import expected_tensors
 from autoglm.releases import HealthCheck
 from autoglm.training import course
+from autoglm.training.adapter import read_adapter
 from autoglm.training.lexicon import build_lexicon
 from autoglm.training.sources import read_source
-from tiny_course import SMALL, lesson, short_course, untaught, write_untaught
+from tiny_course import ROWS, SMALL, lesson, short_course, untaught, write_untaught
 
 pytestmark = pytest.mark.needs("wqy-zenhei", "dejavu")
 
@@ -51,6 +54,23 @@ def test_a_teacher_is_pruned_and_its_student_distilled(autoglm, tmp_path: Path, 
     assert report.status == 0, report.error
     assert {"kl_loss", "hidden_loss"} <= set(report.json["measures"])
     assert (tmp_path / "s" / "curve.png").exists() and (tmp_path / "s" / "checkpoint.pt").exists()
+
+
+def test_an_adapter_is_trained(autoglm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`train update --adapter` leaves an adapter of that rank that fits the release it was trained beside."""
+    step = dataclasses.replace(course.ADAPTER, steps=1, mix=("text",), rows=ROWS)
+    monkeypatch.setattr(course, "ADAPTER", step)
+    source = untaught(build_lexicon(SMALL.vocab_size))
+    write_release(
+        tmp_path / "base", config=SMALL, tokenizer=source.tokenizer, state=source.state,
+        health=HealthCheck(()), model="m", variant="i8", name="n", version="v1.2", counter=120,
+    )  # fmt: skip
+    result = autoglm("model", "train", "update", "--base", "base", "--adapter", "3", "--run", "run")
+    assert result.status == 0, result.error
+    adapter = read_adapter(tmp_path / "run" / "adapter")
+    adapter.check_fits(expected_tensors(SMALL))
+    assert {len(factors.a) for factors in adapter.factors.values()} == {3}
+    assert any(bool(factors.delta.any()) for factors in adapter.factors.values())
 
 
 @pytest.mark.parametrize(

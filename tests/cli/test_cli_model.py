@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,8 @@ from autoglm import patch
 from autoglm.model.checkpoint import write_release
 from autoglm.model.config import NANO
 from autoglm.model.network import PhoneModel
-from autoglm.model.weights import expected_tensors
 from autoglm.releases import HealthCheck, Manifest
-from autoglm.training import recipe
-from autoglm.training.adapter import AdapterConfig, attach, extract, read_adapter, write_adapter
+from autoglm.training.adapter import AdapterConfig, attach, extract, write_adapter
 from autoglm.training.vocabulary import build_tokenizer
 from tiny_model import TINY, random_state, tokenizer_text
 
@@ -37,11 +34,11 @@ def test_the_size_of_a_model_is_counted(autoglm) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("train", "v9"), "there is no recipe 'v9'"),
-        (("train", "v1.3"), "starts from the weights of a release"),
+        (("train", "v9"), "there is no course 'v9'"),
+        (("train", "update"), "starts from the weights of a release"),
         (("quantize", "runs/x", "--version", "v1.2", "-o", "out"), "train first"),
         (("quantize", "runs/x", "--version", "v7", "-o", "out"), "no training data for 'v7'"),
-        (("train", "v1.2", "--adapter", "8"), "follows a release"),
+        (("train", "student", "--adapter", "8"), "starts from the weights of a release"),
         (("quantize", "runs/x", "--version", "v1.2", "-o", "out", "--bits", "5"), "8 or 4 bits"),
         (("merge", "--adapter", "a", "--base", "b", "-o", "c", "--version", "v1.4"), "config.json"),
         (("eval", "nowhere"), "is no release"),
@@ -55,23 +52,6 @@ def test_what_cannot_be_done_is_said_in_one_line(autoglm, arguments: tuple[str, 
     assert result.status == 1
     assert words in result.error
     assert "Traceback" not in result.error
-
-
-@pytest.mark.needs("wqy-zenhei")
-def test_an_adapter_is_trained(autoglm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`train --adapter` leaves an adapter of that rank that fits the release it was trained beside."""
-    monkeypatch.setattr(recipe, "ADAPTER", dataclasses.replace(recipe.ADAPTER, steps=1, batch={"text": 1}))
-    torch.manual_seed(0)
-    write_release(
-        tmp_path / "base", config=NANO, tokenizer=build_tokenizer(NANO.vocab_size), health=HealthCheck(()),
-        state=PhoneModel(NANO).state_dict(), version="v1.2", counter=12, **NAMES,
-    )  # fmt: skip
-    result = autoglm("model", "train", "v1.3", "--base", "base", "--adapter", "3", "--run", "run")
-    assert result.status == 0, result.error
-    adapter = read_adapter(tmp_path / "run" / "adapter")
-    adapter.check_fits(expected_tensors(NANO))
-    assert {len(factors.a) for factors in adapter.factors.values()} == {3}
-    assert any(bool(factors.delta.any()) for factors in adapter.factors.values())
 
 
 @pytest.fixture

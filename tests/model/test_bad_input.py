@@ -49,7 +49,7 @@ def sound(form: str, seconds: float, rate: int = 16_000) -> bytes:
 def test_one_pixel_is_a_picture(form: str) -> None:
     """The smallest picture there is takes the form that the model wants, at every size of model."""
     image = decode_image(picture(form, (1, 1)))
-    assert image_tensor(image, NANO.image).shape == (512, 256, 3)
+    assert image_tensor(image, NANO.image).shape == (NANO.image.height, NANO.image.width, 3)
     assert image_tensor(image, LARGE.image).shape == (28, 28, 3)
 
 
@@ -69,7 +69,7 @@ def test_a_picture_of_8000_by_8000_is_refused_by_its_header() -> None:
 def test_the_largest_and_the_thinnest_pictures_are_shown(size: tuple[int, int]) -> None:
     """Twenty million pixels, and a line of one pixel's width, come out within the model's bounds."""
     image = decode_image(picture("PNG", size, "1"))
-    assert image_tensor(image, NANO.image).shape == (512, 256, 3)
+    assert image_tensor(image, NANO.image).shape == (NANO.image.height, NANO.image.width, 3)
     rows, columns, _ = image_tensor(image, LARGE.image).shape
     assert 1 <= rows * columns // 28**2 <= LARGE.image.max_patches
 

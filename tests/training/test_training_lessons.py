@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from autoglm.model.config import STUDENT_NANO
+from autoglm.model.config import NANO
 from autoglm.model.prompt import Message, Processor
 from autoglm.model.tokenizer import Tokenizer
 from autoglm.model.transcription import TRANSCRIBE
@@ -27,12 +27,12 @@ pytestmark = pytest.mark.needs("wqy-zenhei", "dejavu")
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.from_bytes(build_lexicon(STUDENT_NANO.vocab_size).encode())
+    return Tokenizer.from_bytes(build_lexicon(NANO.vocab_size).encode())
 
 
 @pytest.fixture(scope="module")
 def teacher(tokenizer: Tokenizer) -> Teacher:
-    return Teacher(tokenizer, STUDENT_NANO, "v1.2")
+    return Teacher(tokenizer, NANO, "v1.2")
 
 
 def visible(batch: Batch, row: int, index: int) -> list[int]:
@@ -84,7 +84,7 @@ def test_names_are_marked_where_they_end(teacher: Teacher, tokenizer: Tokenizer)
 
 def test_a_text_slot_is_the_templates_conversation(teacher: Teacher, tokenizer: Tokenizer) -> None:
     """What training shows for a dialogue is, id by id, what the chat template builds for it."""
-    processor = Processor(tokenizer, STUDENT_NANO)
+    processor = Processor(tokenizer, NANO)
     for example in training_examples(random.Random(5), 20):
         slot = teacher.example_slot([example], PLAIN, thinks=False)
         system = [Message("system", example.system)] if example.system else []
@@ -111,7 +111,7 @@ def test_clips_are_answered_and_written_down(teacher: Teacher, tokenizer: Tokeni
     assert text.endswith(f'do(action="Launch", app="地图"){TRANSCRIBE}打开地图')
     dictated = teacher.speech(random.Random(2), 2, [spoken("dictation")])
     assert tokenizer.decode(dictated.ids[0].tolist()).endswith(f"{TRANSCRIBE}打开地图")
-    assert command.media is not None and command.media.shape[1] == 4 * STUDENT_NANO.audio.min_tokens
+    assert command.media is not None and command.media.shape[1] == 4 * NANO.audio.min_tokens
     assert command.transcripts == ("打开地图",) * 2
 
 
@@ -147,7 +147,7 @@ def test_facts_far_back_are_asked_for_one_by_one(teacher: Teacher, tokenizer: To
 
 def test_coordinates_forgive_their_neighbours() -> None:
     """The loss of a place next to the right one is far below that of a distant one; words are exact."""
-    config = STUDENT_NANO
+    config = NANO
     right = config.image.x_token + 30
 
     def loss(guess: int, target: int) -> float:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from autoglm.errors import ConfigError, EngineError
-from autoglm.model.config import STUDENT_NANO, AudioConfig, ImageConfig, ModelConfig
+from autoglm.model.config import ModelConfig
 from autoglm.training import course as courses
 from autoglm.training.ahead import Ahead
 from autoglm.training.classroom import Classroom, recording_store
@@ -24,19 +24,10 @@ from autoglm.training.loop import Loop, learning_rate
 from autoglm.training.plot import plot_curve, read_curve
 from autoglm.training.quantize import read_run
 from autoglm.training.recordings import RecordingStore
+from tiny_course import SMALL as TINY
 
 pytestmark = pytest.mark.needs("wqy-zenhei", "dejavu")
 
-TINY = dataclasses.replace(
-    STUDENT_NANO,
-    width=48,
-    num_layers=4,
-    num_heads=4,
-    head_dim=12,
-    ffn_width=32,
-    image=ImageConfig("stem", 32, (4, 4, 4), 288, 576, 162, bins=72, x_token=64, y_token=136),
-    audio=AudioConfig(16, 8, 5, batch_norm=True, min_tokens=60, max_tokens=100),
-)
 ROWS = MappingProxyType({"screen": 2, "name": 4, "speech": 2, "text": 1, "long": 1})
 
 
@@ -46,7 +37,7 @@ def small(lesson: Lesson, steps: int, **changes: object) -> Lesson:
 
 SILENT = ("screen", "text", "long")
 LESSONS = (small(LABELS, 2), small(LOOK_UP, 2), small(JOINT, 3, mix=SILENT))
-COURSE = Course("tiny", "student-nano", "v1.2", LESSONS, shards=1)
+COURSE = Course("tiny", "nano", "v1.2", LESSONS, shards=1)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +95,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(make) -> None:
 _PROCESS = """
 import sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, {tests!r} + "/.."]
 from test_training_loop import COURSE, TINY, small, LABELS
 import dataclasses
 from autoglm.training.classroom import Classroom
@@ -236,10 +227,8 @@ def test_easy_screens_turn_into_real_ones() -> None:
 
 
 def test_courses_are_found_by_name() -> None:
-    """Known courses are found, others refused with the names there are; the command line knows them all."""
-    from autoglm.cli.courses import COURSE_NAMES
-
-    assert set(COURSE_NAMES) == set(courses.COURSES)
+    """Known courses are found, others refused with the names there are."""
+    assert set(courses.COURSES) == {"teacher", "student", "update", "screens-by-heart"}
     assert course_named("teacher").config == "teacher-nano"
     with pytest.raises(ConfigError, match="teacher, student"):
         course_named("v9")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -13,10 +10,8 @@ from autoglm.model.config import CONFIGS, ModelConfig
 from autoglm.model.network import PhoneModel, span_bias
 from autoglm.model.weights import build_model, expected_tensors
 from autoglm.training.importance import Importance
-from autoglm.training.prune import Calibrator, Kept, choose, cut, prune, prune_source, target_config
-from autoglm.training.sources import read_source
-from autoglm.training.vocabulary import build_tokenizer
-from tiny_training import SMALL_NANO, short_recipe, untrained
+from autoglm.training.prune import Kept, choose, cut, prune, target_config
+from tiny_training import SMALL_NANO, untrained
 
 
 def even(config: ModelConfig, seed: int = 0) -> Importance:
@@ -53,6 +48,14 @@ def test_a_pruned_model_has_the_shapes_of_its_target_and_runs(sizes: dict[str, i
     image = model.embed_images(torch.zeros(1, 512, 256, 3, dtype=torch.uint8))
     assert torch.isfinite(model.logits(image)).all()
     assert torch.isfinite(model.embed_audio(torch.zeros(1, 240, target.audio.mels))).all()
+
+
+def test_sizes_with_a_name_of_their_own_get_it() -> None:
+    """A teacher cut to the student's sizes is the student, not a small teacher."""
+    nano = CONFIGS["nano"]
+    sizes = {"width": nano.width, "num_heads": nano.num_heads, "ffn_width": nano.ffn_width}
+    assert target_config(CONFIGS["teacher-nano"], **sizes) == nano
+    assert target_config(SMALL_NANO, ffn_width=29).name == SMALL_NANO.name
 
 
 @pytest.mark.parametrize("name", ["9b-int8-pruned", "9b-int4-pruned"])
@@ -124,28 +127,3 @@ def test_a_target_out_of_reach_is_refused(sizes: dict[str, int], message: str) -
     """A size that would grow, vanish, not divide, or is none of the four is refused by name."""
     with pytest.raises(ConfigError, match=message):
         target_config(SMALL_NANO, **sizes)
-
-
-@pytest.mark.needs("wqy-zenhei")
-def test_calibration_finds_what_the_data_does_not_use(tmp_path: Path) -> None:
-    """On real batches dead channels, a dead head and an idle block go first; the result is on disk."""
-    source = untrained(build_tokenizer(SMALL_NANO.vocab_size))
-    state = {name: value.clone() for name, value in source.state.items()}
-    dim = SMALL_NANO.head_dim
-    state["blocks.0.gate_up.weight"][:5] = 0
-    state["blocks.0.out.weight"][:, dim : 2 * dim] = 0
-    for name in ("attention_post_norm", "ffn_post_norm"):
-        state[f"blocks.2.{name}.weight"].zero_()
-    source = dataclasses.replace(source, state=state)
-    target = target_config(SMALL_NANO, ffn_width=27, num_heads=2, num_layers=3)
-    first, second = (
-        Calibrator(tmp_path / name, short_recipe(1), source, batches=3).measure() for name in ("a", "b")
-    )
-    kept = prune_source(source, target, tmp_path / "small", first)
-    assert kept.blocks == [0, 1, 3]
-    assert kept.ffn[0].tolist() == list(range(5, 32))
-    assert kept.heads[0].tolist()[0] == 0
-    written = read_source(tmp_path / "small")
-    assert written.config == target and written.tokenizer == source.tokenizer
-    again = prune_source(source, target, tmp_path / "again", second)
-    assert again.to_dict() == kept.to_dict()

@@ -16,9 +16,9 @@ from autoglm.model.config import NANO, AudioConfig, ImageConfig
 from autoglm.model.network import PhoneModel
 from autoglm.model.tokenizer import Tokenizer
 from autoglm.releases import HealthCheck
-from autoglm.training.actions import APPS
+from autoglm.training.lesson_loss import LessonLoss
 from autoglm.training.quantize import compare_codes, measure_retention, read_run
-from autoglm.training.retention import HeldOutLoss, Retention
+from autoglm.training.retention import Retention
 from autoglm.training.vocabulary import build_tokenizer
 
 SMALL = dataclasses.replace(
@@ -57,33 +57,6 @@ def test_the_share_is_of_the_gain_and_not_of_the_loss() -> None:
     nothing = Retention(1.0, 1.0, 1.0, 1.0)
     assert math.isnan(nothing.retained)
     assert nothing.to_dict()["retained"] is None
-
-
-def test_the_same_seed_asks_the_same(tokenizer: Tokenizer) -> None:
-    """Two evaluations with a seed give one loss, another seed another one, and weights are told apart."""
-    first, again, other = (HeldOutLoss(tokenizer, SMALL, "v1.3", seed=seed, scale=0.1) for seed in (1, 1, 2))
-    state = weights(0)
-    assert first(state) == again(state)
-    assert other(state) != first(state) != first(weights(1))
-    # An untrained model knows nothing: about as much as guessing among all tokens.
-    assert first(state) == pytest.approx(math.log(SMALL.vocab_size), rel=0.5)
-
-
-@pytest.mark.needs("wqy-zenhei")
-def test_screens_are_asked_about_where_labels_are_given(tokenizer: Tokenizer) -> None:
-    """With labels there are batches of screens, and the picture counts."""
-    loss = HeldOutLoss(tokenizer, SMALL, "v1.2", labels=APPS, scale=0.1)
-    assert {batch.kind for batch in loss.batches} == {"text", "image"}
-    state = weights(0)
-    blind = state | {"image.layers.12.weight": torch.zeros_like(state["image.layers.12.weight"])}
-    assert loss(state) != loss(blind)
-
-
-def test_screens_need_a_model_that_can_see_them(tokenizer: Tokenizer) -> None:
-    """A model without coordinate bins cannot be asked about screens, and the message says what to do."""
-    blind = dataclasses.replace(SMALL, image=ImageConfig("patches", 8, (), 64, 64, 64, 0, 0, 0))
-    with pytest.raises(ConfigError, match="without screens"):
-        HeldOutLoss(tokenizer, blind, "v1.2", labels=APPS)
 
 
 @pytest.fixture
@@ -128,8 +101,8 @@ def test_quantising_finely_keeps_the_update(runs: dict[str, Path], tokenizer: To
     assert from_release.new_float == from_floats.new_float
 
 
-def held_out(tokenizer: Tokenizer) -> HeldOutLoss:
-    return HeldOutLoss(tokenizer, SMALL, "v1.2", scale=0.1)
+def held_out(tokenizer: Tokenizer) -> LessonLoss:
+    return LessonLoss(tokenizer, SMALL, "v1.2", scale=0.1)
 
 
 def test_codes_are_compared_by_part(runs: dict[str, Path]) -> None:

@@ -16,8 +16,7 @@ from autoglm.model.prompt import Message, Processor, Prompt
 from autoglm.model.tokenizer import Tokenizer
 from autoglm.model.weights import LoadedModel
 from autoglm.releases import HealthCheck
-from autoglm.training.actions import is_held_out
-from autoglm.training.batches import one_sided_answers
+from autoglm.training.actions import is_held_out, one_sided_answers
 from autoglm.training.generate import generate
 from autoglm.training.quantize import compare_codes
 from autoglm.training.vocabulary import build_tokenizer

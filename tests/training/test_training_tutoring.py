@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from autoglm.errors import ConfigError
-from autoglm.model.config import CONFIGS, STUDENT_NANO, TEACHER_NANO
+from autoglm.model.config import CONFIGS, NANO, TEACHER_NANO
 from autoglm.model.weights import build_model, expected_tensors, is_matrix
 from autoglm.training.course import course_named
 from autoglm.training.distill import Distillation
@@ -189,11 +189,11 @@ def test_a_course_shows_what_a_model_does_not_use(tmp_path: Path, tokenizer: str
 
 def test_the_student_is_a_pruned_teacher_at_a_quarter_of_its_bytes() -> None:
     """Pruning reaches the student's sizes from the teacher's; its INT8 codes, scales and vectors take 1/4."""
-    teacher, student = (expected_tensors(config) for config in (TEACHER_NANO, STUDENT_NANO))
-    check_target(TEACHER_NANO, dataclasses.replace(STUDENT_NANO, name=TEACHER_NANO.name))
+    teacher, student = (expected_tensors(config) for config in (TEACHER_NANO, NANO))
+    check_target(TEACHER_NANO, dataclasses.replace(NANO, name=TEACHER_NANO.name))
     int8 = sum(
         shape.numel() + 2 * shape[0] if is_matrix(name, shape) else 2 * shape.numel()
         for name, shape in student.items()
     )
     assert int8 + 20_000 <= 2 * sum(shape.numel() for shape in teacher.values()) / 4  # 20,000: file header
-    assert CONFIGS[course_named("student").config] == STUDENT_NANO
+    assert CONFIGS[course_named("student").config] == NANO

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.needs("wqy-zenhei", "dejavu")
 SILENT = ("screen", "text")
 NEWS = course_named("update").lessons[1]
 UPDATE = Course(
-    "update", "student-nano", "v1.3",
+    "update", "nano", "v1.3",
     (lesson(4, SILENT, learning_rate=3e-3, warmup=1, trained=NEWS.trained, rates=NEWS.rates, anchor=10.0,
             fine_tune=True, adam_eps=1e-7),),
     shards=1, new_shards=1,

@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autoglm.cli.courses import COURSE_NAMES, Healing, Place, course_pruning, distill_course
+from autoglm.cli.courses import Healing, Place, course_pruning, distill_course
 
 if TYPE_CHECKING:
     from autoglm.training.compare import Comparison
-    from autoglm.training.importance import Importance
     from autoglm.training.prune import Kept
-    from autoglm.training.sources import Source
 
 
 def distill(
-    recipe: Annotated[str, typer.Argument(help="Whose data are used: student, v1.2 or v1.3.")],
+    recipe: Annotated[str, typer.Argument(help="The course whose data are used: student, say.")],
     teacher: Annotated[Path, typer.Option(help="The teacher: a run, a pruned model or a release.")],
     student: Annotated[
         Path | None, typer.Option(help="The student's first weights; a fresh model if not given.")
@@ -35,18 +33,10 @@ def distill(
         list[str] | None, typer.Option(help="STUDENT:TEACHER, blocks whose streams are to match; repeat it.")
     ] = None,
     hidden: Annotated[float, typer.Option(help="Weight of that match.", min=0, max=100)] = 1.0,
-    rounded: Annotated[
-        int, typer.Option(help="Of a course: so many of the last steps see INT8 weights.", min=0)
-    ] = 0,
-    data: Annotated[
-        Path | None, typer.Option(help="Of a course: another run, whose recordings are used.")
-    ] = None,
-    workers: Annotated[
-        int, typer.Option(help="Of a course: processes that draw screens ahead.", min=0, max=256)
-    ] = 0,
-    shard: Annotated[
-        bool, typer.Option("--shard", help="Of a course: spread the blocks over the processes.")
-    ] = False,
+    rounded: Annotated[int, typer.Option(help="So many of the last steps see INT8 weights.", min=0)] = 0,
+    data: Annotated[Path | None, typer.Option(help="Another run, whose recordings are used.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that draw screens ahead.", min=0, max=256)] = 0,
+    shard: Annotated[bool, typer.Option("--shard", help="Spread the blocks over the processes.")] = False,
     seed: Annotated[int, typer.Option(help="Of all randomness.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1, max=256)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the last measures as JSON.")] = False,
@@ -57,40 +47,16 @@ def distill(
 
       autoglm model distill student --teacher runs/teacher --student runs/pruned --data runs/teacher
 
-      autoglm model distill v1.2 --teacher runs/v1.2 --student runs/pruned --match 5:6
+      autoglm model distill student --teacher runs/teacher --student runs/pruned --match 3:3
     """
-    from autoglm.cli.output import print_json
-    from autoglm.training.distill import Distillation, Distiller, as_direction, distillation_recipe
-    from autoglm.training.distributed import joined
-    from autoglm.training.plot import plot_curve
-    from autoglm.training.recipe import recipe_named
-    from autoglm.training.sources import read_source
+    from autoglm.training.distill import Distillation, as_direction
     from autoglm.training.threads import use_threads
 
     use_threads(threads)
     settings = Distillation(as_direction(direction), temperature, share, _pairs(match or []), hidden)
-    if recipe in COURSE_NAMES:
-        healed = Healing(steps, learning_rate, rounded)
-        place = Place(run or Path("runs") / f"{recipe}-distilled", data, seed, workers, shard)
-        distill_course(recipe, teacher, student, settings, healed, place, as_json=as_json)
-        return
-    start = None if student is None else read_source(student)
-    chosen = recipe_named(recipe)
-    if start is not None:
-        chosen = distillation_recipe(chosen, steps=steps, learning_rate=learning_rate)
-    directory = run or Path("runs") / f"{recipe}-distilled"
-    with joined():
-        trainer = Distiller(
-            directory, chosen, teacher=read_source(teacher), student=start, settings=settings, seed=seed
-        )
-        run_with_bar(trainer)
-        if not trainer.is_first:
-            return
-    plot_curve(directory, directory / "curve.png")
-    if as_json:
-        print_json({"run": str(directory), "seconds": trainer.seconds, "measures": trainer.measures})
-    else:
-        print(f"the student is distilled, {trainer.seconds / 60:.1f} minutes in all: {directory}")
+    healed = Healing(steps, learning_rate, rounded)
+    place = Place(run or Path("runs") / f"{recipe}-distilled", data, seed, workers, shard)
+    distill_course(recipe, teacher, student, settings, healed, place, as_json=as_json)
 
 
 def _pairs(texts: list[str]) -> tuple[tuple[int, int], ...]:
@@ -110,44 +76,17 @@ def _pairs(texts: list[str]) -> tuple[tuple[int, int], ...]:
     return tuple(pairs)
 
 
-def run_with_bar(trainer: Any) -> None:
-    """Train behind a progress bar that shows the newest measures."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
-        TextColumn("{task.fields[shown]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=not trainer.is_first) as progress:
-        tasks = {
-            stage.name: progress.add_task(stage.name, total=stage.steps, shown="")
-            for stage in trainer.recipe.stages
-        }
-
-        def report(stage: Any, step: int, measures: dict[str, float]) -> None:
-            shown = " ".join(f"{name} {value:.3f}" for name, value in measures.items())
-            progress.update(tasks[stage.name], completed=step, shown=shown)
-
-        trainer.run(report)
-
-
 def prune(
     source: Annotated[Path, typer.Argument(help="What to prune: a run, a pruned model or a release.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The directory to write; replaced.")],
-    recipe: Annotated[
-        str | None, typer.Option(help="Whose data show what is used: student, v1.2 or v1.3.")
-    ] = None,
-    sizes: Annotated[str | None, typer.Option(help="Prune to these: student-nano, say.")] = None,
+    recipe: Annotated[str, typer.Option(help="The course whose data show what is used.")] = "student",
+    sizes: Annotated[str | None, typer.Option(help="Prune to these: nano, say.")] = None,
     width: Annotated[int | None, typer.Option(help="Channels of the stream to keep.", min=1)] = None,
     heads: Annotated[int | None, typer.Option(help="Query heads to keep.", min=1)] = None,
     ffn: Annotated[int | None, typer.Option(help="Feed-forward channels to keep.", min=1)] = None,
     layers: Annotated[int | None, typer.Option(help="Blocks to keep.", min=1)] = None,
     batches: Annotated[int, typer.Option(help="Batches of calibration data.", min=1, max=100_000)] = 24,
-    clips: Annotated[int, typer.Option(help="Clips to synthesise for them.", min=1, max=100_000)] = 64,
-    data: Annotated[
-        Path | None, typer.Option(help="Of a course: another run, whose recordings are used.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Another run, whose recordings are used.")] = None,
     seed: Annotated[int, typer.Option(help="Of the calibration data.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1, max=256)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print what stays as JSON.")] = False,
@@ -156,9 +95,9 @@ def prune(
 
     Examples:
 
-      autoglm model prune runs/teacher --sizes student-nano -o runs/pruned
+      autoglm model prune runs/teacher --sizes nano -o runs/pruned
 
-      autoglm model prune runs/v1.2 -o runs/pruned --ffn 320 --layers 5
+      autoglm model prune runs/teacher -o runs/pruned --ffn 320 --layers 5
     """
     from autoglm.cli.output import print_json
     from autoglm.training.prune import prune_source, target_config
@@ -170,12 +109,8 @@ def prune(
     given = {"width": width, "num_heads": heads, "ffn_width": ffn, "num_layers": layers}
     named = {} if sizes is None else _sizes_named(sizes)
     target = target_config(model.config, **named | {name: n for name, n in given.items() if n is not None})
-    recipe = recipe or ("student" if model.circuits else "v1.2")  # a course's run has circuits
     with tempfile.TemporaryDirectory(prefix="autoglm-calibration-") as scratch:
-        if recipe in COURSE_NAMES:
-            importance = course_pruning(recipe, model, data or source, Path(scratch), batches, seed)
-        else:
-            importance = _recipe_importance(recipe, model, Path(scratch), batches, clips, seed)
+        importance = course_pruning(recipe, model, data or source, Path(scratch), batches, seed)
     kept = prune_source(model, target, output, importance)
     counts = [sum(t.numel() for t in state.values()) for state in (model.state, read_source(output).state)]
     if as_json:
@@ -197,18 +132,6 @@ def _sizes_named(name: str) -> dict[str, int]:
     if name not in CONFIGS:
         raise ConfigError(f"there are no sizes named {name!r}: choose one of {', '.join(CONFIGS)}")
     return {each: getattr(CONFIGS[name], each) for each in PRUNED}
-
-
-def _recipe_importance(
-    recipe: str, model: Source, scratch: Path, batches: int, clips: int, seed: int
-) -> Importance:
-    from dataclasses import replace
-
-    from autoglm.training.prune import Calibrator
-    from autoglm.training.recipe import recipe_named
-
-    chosen = replace(recipe_named(recipe), num_clips=clips)
-    return Calibrator(scratch, chosen, model, batches=batches, seed=seed).measure(run_with_bar)
 
 
 def _explain(output: Path, counts: list[int], kept: Kept) -> None:

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from autoglm.training.loop import Loop
     from autoglm.training.sources import Source
 
-# By name, so that a command line can tell them from recipes without importing torch.
-COURSE_NAMES = ("teacher", "student", "update", "screens-by-heart")
-
 
 @dataclass(frozen=True)
 class Place:

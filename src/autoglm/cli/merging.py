@@ -38,7 +38,7 @@ def merge(
 
     Example:
 
-      autoglm model merge --adapter runs/v1.3-adapter/adapter --base runs/releases/v1.2 --version v1.4 -o v1.4
+      autoglm model merge --adapter runs/update-adapter/adapter --base releases/v1.2 --version v1.4 -o v1.4
     """
     from autoglm.cli.output import print_json
     from autoglm.training.merge import merge_adapter
@@ -63,22 +63,16 @@ def merge(
         _explain(output, report)
 
 
-def held_out_loss(release: Path, knowledge: str, *, new_labels: bool = False) -> Evaluate:
+def held_out_loss(release: Path, knowledge: str) -> Evaluate:
     """Return the loss on held-out dialogues, and on screens where the model of ``release`` sees them."""
     from autoglm.model.config import ModelConfig
     from autoglm.model.tokenizer import Tokenizer
     from autoglm.model.weights import CONFIG_NAME, TOKENIZER_NAME
-    from autoglm.training.actions import ALL_LABELS, APPS
     from autoglm.training.lesson_loss import LessonLoss
     from autoglm.training.quantize import as_release
-    from autoglm.training.retention import HeldOutLoss
 
     config = ModelConfig.from_json((release / CONFIG_NAME).read_bytes())
-    tokenizer = Tokenizer.from_file(release / TOKENIZER_NAME)
-    if config.image.bins and len(tokenizer.encode(APPS[0])) > 1:  # it spells its labels
-        return LessonLoss(tokenizer, config, as_release(knowledge))
-    labels = (ALL_LABELS if new_labels else APPS) if config.image.bins else ()
-    return HeldOutLoss(tokenizer, config, as_release(knowledge), labels=labels)
+    return LessonLoss(Tokenizer.from_file(release / TOKENIZER_NAME), config, as_release(knowledge))
 
 
 def print_retention(rows: list[tuple[str, Retention]]) -> None:

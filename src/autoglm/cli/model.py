@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autoglm.cli.compression import compare, distill, export, prune, run_with_bar
-from autoglm.cli.courses import COURSE_NAMES, Place, card, data, train_course
+from autoglm.cli.compression import compare, distill, export, prune
+from autoglm.cli.courses import Place, card, data, train_course
 from autoglm.cli.merging import merge
 from autoglm.cli.model_eval import evaluate
 
@@ -34,8 +34,8 @@ def _group() -> None:
 
 @app.command("train")
 def train(
-    recipe: Annotated[str, typer.Argument(help="v1.2, v1.3, overfit, teacher, student or update.")],
-    run: Annotated[Path | None, typer.Option(help="The run's directory; runs/RECIPE if not given.")] = None,
+    course: Annotated[str, typer.Argument(help="teacher, student, update or screens-by-heart.")],
+    run: Annotated[Path | None, typer.Option(help="The run's directory; runs/COURSE if not given.")] = None,
     base: Annotated[Path | None, typer.Option(help="The release that a fine-tune starts from.")] = None,
     base_run: Annotated[
         Path | None,
@@ -46,60 +46,28 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of all randomness.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1, max=256)] = 1,
-    workers: Annotated[
-        int, typer.Option(help="Of a course: processes that draw screens ahead.", min=0, max=256)
-    ] = 0,
+    workers: Annotated[int, typer.Option(help="Processes that draw screens ahead.", min=0, max=256)] = 0,
     recordings: Annotated[
-        Path | None, typer.Option("--data", help="Of a course: another run, whose recordings are used.")
+        Path | None, typer.Option("--data", help="Another run, whose recordings are used.")
     ] = None,
-    shard: Annotated[
-        bool, typer.Option("--shard", help="Of a course: spread the blocks over the processes.")
-    ] = False,
+    shard: Annotated[bool, typer.Option("--shard", help="Spread the blocks over the processes.")] = False,
 ) -> None:
-    """Train a recipe; a run that was stopped goes on from its last checkpoint.
+    """Train a course; a run that was stopped goes on from its last checkpoint.
 
     Examples:
 
-      autoglm model train v1.2
-
-      autoglm model train v1.3 --base runs/releases/v1.2
-
-      autoglm model train v1.3 --base runs/releases/v1.2 --adapter 8
+      autoglm model train teacher
 
       autoglm model train update --base runs/releases/v1.2 --base-run runs/student --data runs/teacher
+
+      autoglm model train update --base runs/releases/v1.2 --adapter 8
     """
     from autoglm.training.threads import use_threads
 
     use_threads(threads)
-    if recipe in COURSE_NAMES:
-        folder = recipe if adapter is None else f"{recipe}-adapter"
-        place = Place(run or Path("runs") / folder, recordings, seed, workers, shard)
-        train_course(recipe, place, base, base_run, adapter)
-        return
-    from autoglm.model.config import NANO
-    from autoglm.model.weights import TOKENIZER_NAME, WEIGHTS_NAME, read_weights
-    from autoglm.training.adapter import AdapterConfig, extract, write_adapter
-    from autoglm.training.distributed import joined
-    from autoglm.training.plot import plot_curve
-    from autoglm.training.recipe import adapter_recipe, recipe_named
-    from autoglm.training.trainer import Trainer
-
-    chosen = recipe_named(recipe) if adapter is None else adapter_recipe(recipe)
-    settings = None if adapter is None else AdapterConfig(adapter, alpha=2 * adapter)
-    directory = run or Path("runs") / (recipe if adapter is None else f"{recipe}-adapter")
-    start, tokenizer = None, None
-    if base is not None:
-        start = read_weights(base / WEIGHTS_NAME, NANO)
-        tokenizer = (base / TOKENIZER_NAME).read_text()
-    with joined():
-        trainer = Trainer(directory, chosen, seed=seed, start=start, tokenizer=tokenizer, adapter=settings)
-        run_with_bar(trainer)
-        if not trainer.is_first:
-            return
-    plot_curve(directory, directory / "curve.png")
-    if settings is not None:
-        write_adapter(directory / "adapter", extract(trainer.model, settings))
-    print(f"{recipe} is trained, {trainer.seconds / 60:.1f} minutes in all: {directory}")
+    folder = course if adapter is None else f"{course}-adapter"
+    place = Place(run or Path("runs") / folder, recordings, seed, workers, shard)
+    train_course(course, place, base, base_run, adapter)
 
 
 @app.command("quantize")
@@ -123,9 +91,9 @@ def quantize(
 
     Examples:
 
-      autoglm model quantize runs/v1.2 --version v1.2 -o runs/releases/v1.2
+      autoglm model quantize runs/student-distilled --version v1.2 -o runs/releases/v1.2
 
-      autoglm model quantize runs/v1.3 --version v1.3 --base runs/releases/v1.2 -o runs/releases/v1.3
+      autoglm model quantize runs/update --version v1.3 --base runs/releases/v1.2 -o runs/releases/v1.3
     """
     from dataclasses import asdict
 
@@ -139,7 +107,7 @@ def quantize(
     changes = compare_codes(base, output) if base is not None else {}
     kept: Retention | None = None
     if base is not None and not no_retention:
-        evaluate = held_out_loss(output, version, new_labels=True)
+        evaluate = held_out_loss(output, version)
         kept = measure_retention(run, output, base, evaluate, base_run=base_run)
     if as_json:
         report = {"release": str(output), "bytes": manifest.total_bytes}

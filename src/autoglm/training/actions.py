@@ -149,3 +149,18 @@ def _escaped(text: str) -> str:
 
 def _unescaped(text: str) -> str:
     return _ESCAPE.sub(lambda match: "\n" if match[1] == "n" else match[1], text)
+
+
+def one_sided_answers() -> list[tuple[str, str]]:
+    """List the trained (action, label) answers whose label has its other action held out.
+
+    For these the action itself carries no loss: a model that learns "this label, so that action" would be
+    right on all that it is trained on and wrong on all that is held out.
+    """
+    other = {"Launch": "Close", "Close": "Launch"}
+    return [
+        (action, label)
+        for label in ALL_LABELS
+        for action in other
+        if is_held_out(other[action], label) and not is_held_out(action, label)
+    ]

@@ -177,15 +177,15 @@ BY_HEART = Lesson(
 COURSES: Mapping[str, Course] = MappingProxyType(
     {
         "teacher": Course("teacher", "teacher-nano", "v1.2", (LABELS, LOOK_UP, JOINT, PRACTICE)),
-        "student": Course("student", "student-nano", "v1.2", (LABELS, LOOK_UP, JOINT, PRACTICE)),
+        "student": Course("student", "nano", "v1.2", (LABELS, LOOK_UP, JOINT, PRACTICE)),
         "update": Course(
             "update",
-            "student-nano",
+            "nano",
             "v1.3",
             (NEWS, NEWS_LOOK_UP, NEWS_PRACTICE, NEWS_REHEARSAL),
             new_shards=2,
         ),
-        "screens-by-heart": Course("screens-by-heart", "student-nano", "v1.2", (BY_HEART,)),
+        "screens-by-heart": Course("screens-by-heart", "nano", "v1.2", (BY_HEART,)),
     }
 )
 

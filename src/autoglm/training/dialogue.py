@@ -183,15 +183,7 @@ def agent_examples(rng: random.Random, n: int, *, release: Release = "v1.2") -> 
         ConfigError: there is no such release.
     """
     intents = {intent.name: intent for intent in knowledge(release)}
-    weights = {
-        "launch_app": 5,
-        "close_app": 3,
-        "unknown_app": 2,
-        "out_of_scope": 1,
-        "greeting": 1,
-        "identity": 1,
-    }
-    for name in rng.choices(list(weights), list(weights.values()), k=n):
+    for name in rng.choices(list(_AGENT_WEIGHTS), list(_AGENT_WEIGHTS.values()), k=n):
         plain = _example(rng, intents.get(name), name, release, held_out=False)
         action = plain.answer if name in ("launch_app", "close_app") else finish_action(plain.answer)
         yield Example(plain.question, action, plain.thought, plain.language, name, AGENT_SYSTEM_PROMPT)

@@ -1,4 +1,4 @@
-"""Distillation: a student learns a teacher's whole distribution on the stream of data that training uses.
+"""The terms of distillation: a student learns a teacher's whole distribution; see ``tutoring`` for a run.
 
 The loss is ``(1 - share) * answers + share * T^2 * KL + hidden * match``: the ordinary loss on the answers,
 the divergence between both models' next-token distributions at temperature T, and, where blocks are paired,
@@ -8,16 +8,15 @@ student cover all that the teacher would say, reverse KL makes it keep to what t
 Sources: Hinton et al., arXiv:1503.02531; reverse KL: MiniLLM, arXiv:2306.08543; hidden states after pruning:
 Minitron, arXiv:2407.14679.
 
-    >>> Distiller(Path("runs/s"), recipe, teacher=teacher, student=pruned).run()   # doctest: +SKIP
+    >>> float(divergence(logits, logits, "forward", 2.0).max())           # doctest: +SKIP
+    0.0
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -25,14 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoglm.errors import ConfigError
-from autoglm.files import make_directory, write_durably
-from autoglm.model.config import CONFIGS, ModelConfig
+from autoglm.model.config import ModelConfig
 from autoglm.model.network import PhoneModel
-from autoglm.training import distributed
-from autoglm.training.batches import Batch
-from autoglm.training.recipe import Recipe, Stage
-from autoglm.training.sources import Source
-from autoglm.training.trainer import Trainer
 
 Direction = Literal["forward", "reverse", "both"]
 SETTINGS_NAME = "distillation.json"
@@ -95,35 +88,6 @@ def _tokens(config: ModelConfig) -> tuple[object, ...]:
     return config.vocab_size, image, audio
 
 
-def distillation_recipe(recipe: Recipe, *, steps: int, learning_rate: float) -> Recipe:
-    """Return the recipe that heals a student of ``recipe``: one stage like its last, which begins gently.
-
-    Args:
-        recipe: whose data and labels are used.
-        steps: optimiser steps.
-        learning_rate: its peak.
-    """
-    stage = replace(
-        recipe.stages[-1],
-        name="distill",
-        steps=steps,
-        learning_rate=learning_rate,
-        warmup=min(20, steps),
-        patch_weight=0.0,
-        stem_weight=0.0,
-        sound_weight=0.0,
-        look_up=False,
-        anchor=0.0,
-        trained=(),
-        rates={},
-        adam_eps=1e-8,
-        labels_only=False,
-        fine_tune=True,  # a pruned student keeps its batch statistics
-        gate=None,
-    )
-    return replace(recipe, stages=(stage,), base=None)
-
-
 def divergence(student: Tensor, teacher: Tensor, direction: Direction, temperature: float) -> Tensor:
     """Return the divergence of each position, nats times the squared temperature.
 
@@ -145,113 +109,6 @@ def divergence(student: Tensor, teacher: Tensor, direction: Direction, temperatu
     if direction != "forward":
         parts.append((mine.exp() * (mine - theirs)).sum(-1))
     return torch.stack(parts).mean(0) * temperature**2
-
-
-class Distiller(Trainer):
-    """A run in which a teacher takes part; all else (data, resumption, curve) is the trainer's."""
-
-    def __init__(
-        self,
-        directory: Path,
-        recipe: Recipe,
-        *,
-        teacher: Source,
-        student: Source | None = None,
-        settings: Distillation | None = None,
-        seed: int = 0,
-        config: ModelConfig = CONFIGS["nano"],
-    ) -> None:
-        """Prepare a distillation, from its checkpoint where there is one.
-
-        Args:
-            directory: made when missing.
-            recipe: what to train on.
-            teacher: whose distribution is learned; never changed.
-            student: the weights to begin with, such as a pruned teacher's; None: a fresh model.
-            settings: what is taken from the teacher.
-            seed: of all randomness.
-            config: the student's sizes, where it is fresh.
-
-        Raises:
-            ConfigError: the two models do not fit, or the checkpoint belongs to another run.
-        """
-        self.settings = settings or Distillation()
-        sizes = config if student is None else student.config
-        self.settings.check(sizes, teacher.config)
-        if student is not None and student.tokenizer != teacher.tokenizer:
-            raise ConfigError("student and teacher must have the same tokenizer")
-        self._student = student
-        self.teacher = teacher.load().model
-        make_directory(directory)
-        self._claim(directory, teacher, student)
-        super().__init__(directory, recipe, seed=seed, tokenizer=teacher.tokenizer, config=sizes)
-
-    def _claim(self, directory: Path, teacher: Source, student: Source | None) -> None:
-        """Write down what this run distils from what; a directory that says otherwise is another run's."""
-        wanted = asdict(self.settings) | {
-            "teacher": teacher.digest,
-            "student": None if student is None else student.digest,
-        }
-        text = json.dumps(wanted, indent=1) + "\n"
-        path = directory / SETTINGS_NAME
-        if path.exists() and path.read_text() != text:
-            raise ConfigError(
-                f"{path} says that this is another distillation's directory: give another one, "
-                "or the same teacher, student and settings"
-            )
-        if distributed.is_first():
-            write_durably(path, text.encode())
-
-    def _prepare(self) -> None:
-        """Give the student its first weights, and each pair of blocks a projection, kept with the heads."""
-        if self._student is not None:
-            counters = {
-                name: value for name, value in self.model.state_dict().items() if name.endswith("tracked")
-            }
-            self.model.load_state_dict({**counters, **self._student.state})
-        for i, _ in enumerate(self.settings.layers):
-            project = nn.Linear(self.config.width, self.teacher.config.width, bias=False)
-            with torch.no_grad():
-                nn.init.eye_(project.weight)
-            self.heads.add_module(f"match_{i}", project)
-
-    def _loss(self, stage: Stage, batch: Batch) -> Tensor:
-        mine = [pair[0] for pair in self.settings.layers]
-        theirs = [pair[1] for pair in self.settings.layers]
-        with streams(self.model, mine) as seen:
-            answers = super()._loss(stage, batch)
-        if stage.labels_only:  # the teacher has no word in what no answer is given to
-            return answers
-        with torch.no_grad(), streams(self.teacher, theirs) as shown:
-            hidden = self._forward(stage, batch, self.teacher)[0]
-        total = (1 - self.settings.share) * answers + self.settings.share * self._divergence(batch, hidden)
-        if mine and self.settings.hidden > 0:
-            total = total + self.settings.hidden * self._match(seen, shown)
-        return total
-
-    def _answer_loss(self, hidden: Tensor, batch: Batch) -> Tensor:
-        self._final = hidden  # the student's, for the divergence
-        return super()._answer_loss(hidden, batch)
-
-    def _divergence(self, batch: Batch, teacher_hidden: Tensor) -> Tensor:
-        asked = batch.targets >= 0
-        weights = batch.weights[asked]
-        with torch.autocast("cpu", torch.bfloat16):
-            mine = self.model.logits(self._final[asked])
-            with torch.no_grad():
-                theirs = self.teacher.logits(teacher_hidden[asked])
-        each = divergence(mine, theirs, self.settings.direction, self.settings.temperature)
-        loss = (each * weights).sum() / weights.sum()
-        self._measure("kl_loss", loss)
-        agreed = (mine.argmax(-1) == theirs.argmax(-1)).float()
-        self._measure("agreement", (agreed * weights).sum() / weights.sum())
-        return loss
-
-    def _match(self, seen: list[Tensor], shown: list[Tensor]) -> Tensor:
-        heads = (self.heads.get_submodule(f"match_{i}") for i in range(len(seen)))
-        loss = stream_distance([head(mine.float()) for head, mine in zip(heads, seen, strict=True)], shown)
-        self._measure("hidden_loss", loss)
-        return loss
 
 
 def stream_distance(projected: Sequence[Tensor], shown: Sequence[Tensor]) -> Tensor:

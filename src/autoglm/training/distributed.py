@@ -9,13 +9,12 @@ Rows of unequal weight count as in the whole batch. Two things keep several proc
 last bit: batch normalisation that is not frozen sees only a process's own rows, and so do the losses that
 compare the rows of a batch with each other.
 
-    $ torchrun --nproc-per-node 2 -m autoglm.cli model train v1.2
+    $ torchrun --nproc-per-node 2 -m autoglm.cli model train teacher
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any, cast
 
@@ -26,7 +25,6 @@ from torch.distributed.tensor import DTensor
 
 from autoglm.errors import ConfigError
 from autoglm.training import rows
-from autoglm.training.batches import Batch
 
 
 @contextlib.contextmanager
@@ -62,25 +60,6 @@ def first_before_others() -> Generator[None]:
     yield
     if is_first() and num_processes() > 1:
         dist.barrier()
-
-
-def share(batch: Batch) -> Batch:
-    """Return this process's rows of a batch.
-
-    Raises:
-        ConfigError: the batch has fewer rows than there are processes.
-    """
-    count, num_rows = num_processes(), len(batch.ids)
-    _check_rows(num_rows, count)
-    if count == 1:
-        return batch
-    mine = slice(dist.get_rank(), None, count)
-    changed: dict[str, Any] = {}
-    for field in dataclasses.fields(batch):
-        value: Any = getattr(batch, field.name)
-        if isinstance(value, Tensor | tuple) and len(cast("Any", value)) == num_rows:
-            changed[field.name] = value[mine]
-    return dataclasses.replace(batch, **changed)
 
 
 def share_rows(batch: rows.Batch) -> rows.Batch:

@@ -1,9 +1,7 @@
-"""The loss of a model that spells its labels, on held-out dialogues and on screens that training never draws.
+"""The loss of a model on held-out dialogues and, where it sees, on screens that training never draws.
 
-The same measure as :class:`~autoglm.training.retention.HeldOutLoss`, for models taught by courses.
-
-    >>> LessonLoss(tokenizer, config, "v1.3")(read_weights(path, config))          # doctest: +SKIP
-    0.41
+>>> LessonLoss(tokenizer, config, "v1.3")(read_weights(path, config))          # doctest: +SKIP
+0.41
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from autoglm.errors import ConfigError
-from autoglm.training.trainer import CURVE_NAME
+from autoglm.training.loop import CURVE_NAME
 
 _LOSSES = (
     *("image_loss", "audio_loss", "screen_loss", "speech_loss", "text_loss", "long_loss"),

@@ -33,13 +33,10 @@ from torch import Tensor
 
 from autoglm.errors import ConfigError
 from autoglm.files import make_directory, write_durably
-from autoglm.model.config import ModelConfig
+from autoglm.model.config import CONFIGS, ModelConfig
 from autoglm.model.weights import expected_tensors
-from autoglm.training.batches import Batch
-from autoglm.training.importance import Importance, Observer
-from autoglm.training.recipe import Recipe, Stage
+from autoglm.training.importance import Importance
 from autoglm.training.sources import Source, write_source
-from autoglm.training.trainer import Trainer
 
 KEPT_NAME = "kept.json"
 PRUNED = ("width", "num_layers", "num_heads", "ffn_width")  # the sizes that may become smaller
@@ -72,7 +69,7 @@ class Kept:
 
 
 def target_config(config: ModelConfig, **sizes: int | None) -> ModelConfig:
-    """Return the sizes to prune to; those not given stay.
+    """Return the sizes to prune to; those not given stay. Sizes that have a name of their own get it.
 
     Raises:
         ConfigError: a size would grow, or does not divide as the model needs.
@@ -80,6 +77,9 @@ def target_config(config: ModelConfig, **sizes: int | None) -> ModelConfig:
     chosen: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
     target = dataclasses.replace(config, **chosen)
     check_target(config, target)
+    for known in CONFIGS.values():
+        if dataclasses.replace(target, name=known.name) == known:
+            return known
     return target
 
 
@@ -98,49 +98,6 @@ def check_target(config: ModelConfig, target: ModelConfig) -> None:
         raise ConfigError(f"pruning changes {', '.join(PRUNED)} and nothing else")
     if target.num_heads % config.num_kv_heads:
         raise ConfigError(f"{target.num_heads} heads cannot be shared by {config.num_kv_heads} KV groups")
-
-
-# Calibration
-
-
-class Calibrator(Trainer):
-    """A run over a recipe's data that learns nothing and measures what every part does."""
-
-    def __init__(
-        self, directory: Path, recipe: Recipe, source: Source, *, batches: int, seed: int = 0
-    ) -> None:
-        """Prepare to run ``batches`` batches like those of the recipe's last stage.
-
-        Args:
-            directory: for clips; a scratch directory.
-            recipe: whose data are used.
-            source: the model.
-            batches: batches to run.
-            seed: of the data.
-        """
-        self._source = source
-        stage = dataclasses.replace(recipe.stages[-1], name="calibrate", steps=batches, gate=None)
-        recipe = dataclasses.replace(recipe, stages=(stage,), base=None)
-        super().__init__(directory, recipe, seed=seed, tokenizer=source.tokenizer, config=source.config)
-
-    def _prepare(self) -> None:
-        self.model = self._source.load().model
-        self._observer = Observer(self.model)
-
-    def measure(self, run: Callable[[Calibrator], None] | None = None) -> Importance:
-        """Run all batches, by ``run`` where it is given, and return what was measured."""
-        with self._observer:
-            (run or Trainer.run)(self)
-        return self._observer.importance
-
-    def save(self) -> None:
-        """Keep nothing: a calibration is short, and begins anew."""
-
-    @torch.no_grad()
-    def _train_step(self, stage: Stage, batch: Batch) -> None:
-        self.model.eval()
-        self._loss(stage, batch)
-        self._observer.count()
 
 
 # Choosing
@@ -186,7 +143,7 @@ def prune(
         state: the weights of a model of the sizes ``config``; never changed.
         config: its sizes.
         target: the sizes wanted.
-        importance: measured by a :class:`Calibrator`.
+        importance: measured on a course's batches.
 
     Raises:
         ConfigError: pruning cannot reach the target.

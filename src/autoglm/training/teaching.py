@@ -19,8 +19,7 @@ from autoglm.model.config import ModelConfig
 from autoglm.model.prompt import PromptBuilder
 from autoglm.model.tokenizer import Tokenizer
 from autoglm.model.transcription import TRANSCRIBE
-from autoglm.training.actions import AGENT_SYSTEM_PROMPT, app_action, finish_action
-from autoglm.training.batches import one_sided_answers
+from autoglm.training.actions import AGENT_SYSTEM_PROMPT, app_action, finish_action, one_sided_answers
 from autoglm.training.calls import draw_calls
 from autoglm.training.copying import draw_conversation, draw_introduction
 from autoglm.training.dialogue import Example, Release, agent_examples, training_examples

@@ -36,8 +36,8 @@ from autoglm.model.weights import (
     read_stored,
 )
 from autoglm.releases import MANIFEST_NAME, HealthCheck, Manifest
+from autoglm.training.loop import CHECKPOINT_NAME
 from autoglm.training.quantize import read_run
-from autoglm.training.trainer import CHECKPOINT_NAME
 
 _MAX_PATCHES = 16  # in a row, from a full package on
 
