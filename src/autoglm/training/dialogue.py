@@ -91,7 +91,7 @@ _AGENT_WEIGHTS = {
 }
 _NEW_APP_SHARE = 0.5  # of v1.3's app commands: what is new needs more practice than what is known
 _CROSSED = 0.1  # share of commands worded in the other language than the app's
-_TYPED = 0.6  # share of commands in wordings that are never spoken
+_TYPED = 0.6  # share of commands in wordings of the longer lists
 _COMMONEST = 0.1  # share of a topic's questions that are its first, most common wording
 _BARE = 0.25  # share of questions with at most a question mark around them
 _SYSTEM_SHARE = 0.2  # share of questions under some system prompt

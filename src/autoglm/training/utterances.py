@@ -188,17 +188,12 @@ def _command(rng: random.Random, apps: Sequence[str], held_out: bool, held_out_p
     language = rng.choice(sorted(pairs))
     action, app = rng.choice(pairs[language])
     if not held_out and rng.random() < _PLAIN_VERBS:
-        wording = rng.choice(_VERBS[language, action])
-    elif held_out:
-        wording = rng.choice(split(COMMANDS[language, action], held_out=True))
+        wordings = _VERBS[language, action]
     else:
-        wording = rng.choice(
-            tuple(
-                one
-                for said in (COMMANDS, TYPED_COMMANDS)
-                for one in split(said[language, action], held_out=False)
-            )
-        )
+        wordings = split(COMMANDS[language, action], held_out=held_out)
+        if not held_out:  # scores stay those of the spoken ones
+            wordings = (*wordings, *split(TYPED_COMMANDS[language, action], held_out=False))
+    wording = rng.choice(wordings)
     return Utterance("command", wording.format(app), app_action(action, app), language)
 
 

@@ -115,7 +115,7 @@ _LISTS: dict[str, list[str]] = tomllib.loads(
     Path(__file__).with_name("commands.toml").read_text(encoding="utf-8")
 )
 
-# Commands as they are spoken and typed, and those that are typed alone.
+# Commands. Both lists are trained, typed and by voice; scores by voice are of the first one's wordings alone.
 COMMANDS: dict[tuple[Language, str], tuple[str, ...]] = {
     ("zh", "Launch"): (
         *("打开{}", "启动{}", "请帮我把{}打开", "帮我打开{}", "请打开{}", "运行{}", "把{}打开"),
