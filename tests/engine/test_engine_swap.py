@@ -76,12 +76,13 @@ def test_streams_in_flight_finish_on_the_release_they_began_with(
     with Engine.load(old_dir, devices="cpu", threads=1, max_batch=20) as engine:
         staged = engine.stage(new_dir)
         assert engine.self_test(staged).ok
-        middle, committed = threading.Event(), threading.Event()
+        asked, middle, committed = threading.Event(), threading.Event(), threading.Event()
         decode = engine.active.model.decode
         steps_with_all = 0
 
         def watched(*arguments: torch.Tensor) -> torch.Tensor:
             nonlocal steps_with_all
+            assert asked.wait(60)  # nobody may be done before the last has asked
             steps_with_all += len(arguments[0]) == len(PROMPTS)
             if steps_with_all == 10:
                 middle.set()
@@ -100,6 +101,7 @@ def test_streams_in_flight_finish_on_the_release_they_began_with(
         swapper = threading.Thread(target=swap)
         swapper.start()
         before = [engine.submit(ask(prompt, max_tokens=TOKENS)) for prompt in PROMPTS]
+        asked.set()
         assert committed.wait(60)
         after = [engine.submit(ask(prompt, max_tokens=TOKENS)) for prompt in PROMPTS]
         swapper.join()
@@ -117,15 +119,18 @@ def test_a_commit_inside_a_step_tears_nothing(
         staged = engine.stage(new_dir)
         assert engine.self_test(staged).ok
         decode = engine.active.model.decode
+        asked = threading.Event()
         in_flight: list[int] = []
 
         def swapping(*arguments: torch.Tensor) -> torch.Tensor:
+            assert asked.wait(60)  # nobody may be done before the last has asked
             if len(arguments[0]) == len(PROMPTS) and not in_flight:
                 in_flight.append(engine.swap(staged).in_flight)
             return decode(*arguments)
 
         engine.active.model.decode = swapping  # type: ignore[method-assign,assignment]
         generations = [engine.submit(ask(prompt, max_tokens=TOKENS)) for prompt in PROMPTS]
+        asked.set()
         tokens = [generation.result().token_ids for generation in generations]
         assert in_flight == [20]
         assert [generation.release for generation in generations] == ["v1.2"] * 20
