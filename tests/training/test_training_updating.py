@@ -20,6 +20,7 @@ from autoglm.releases import HealthCheck, Manifest
 from autoglm.training import quantize
 from autoglm.training.actions import NEW_APPS, is_valid_action
 from autoglm.training.adapter import AdapterConfig, extract
+from autoglm.training.classroom import embedded
 from autoglm.training.course import ADAPTER, Course, course_named
 from autoglm.training.evaluation.sources import new_task_items
 from autoglm.training.intents import new_intents
@@ -29,6 +30,7 @@ from autoglm.training.loop import Loop
 from autoglm.training.news import NewsTeacher, draw_new_task, teacher_of, whats_new
 from autoglm.training.recordings import Recording
 from autoglm.training.rounding import round_weight, rounded
+from autoglm.training.rows import IGNORED, Batch
 from autoglm.training.scenes.labels import NEW_WORDS
 from autoglm.training.scenes.scene import draw_scene, icons, words_known
 from autoglm.training.sources import read_run, read_source, write_source
@@ -100,6 +102,38 @@ def test_the_anchor_holds_weights_back(make) -> None:
         after = loop.task.model.state_dict()["blocks.1.out.weight"]
         far.append(float((after - before).abs().sum()))
     assert far[0] < far[1]
+
+
+def test_what_the_release_says_rightly_it_goes_on_saying(make, monkeypatch) -> None:
+    """Where the release is right, an update that keeps drifts less; where it is wrong, it still learns."""
+    (step,) = UPDATE.lessons
+    plain = dataclasses.replace(step, mix=("text",), steps=12, anchor=0.0)
+    drift: dict[float, float] = {}
+    learnt: dict[float, float] = {}
+    for keep in (0.0, 30.0):
+        lessons = (dataclasses.replace(plain, keep=keep),)
+        loop = make(f"keep-{keep:g}", dataclasses.replace(UPDATE, lessons=lessons))
+        room = loop.task
+        batch = room.draw(plain, 0)
+        asked = batch.targets != IGNORED
+        before = said(room, batch)
+        targets = batch.targets.clone()
+        known = torch.arange(int(asked.sum())) % 2 == 0
+        targets[asked] = torch.where(known, before.argmax(-1), targets[asked])
+        monkeypatch.setattr(room, "draw", lambda *_, b=dataclasses.replace(batch, targets=targets): b)
+        loop.run()
+        after = said(room, batch)
+        drift[keep] = float((before.exp() * (before - after)).sum(-1)[known].mean())
+        learnt[keep] = float((after - before).gather(1, targets[asked][:, None])[~known].mean())
+    assert 0 <= drift[30.0] < drift[0.0]
+    assert min(learnt.values()) > 0
+
+
+@torch.no_grad()
+def said(room: UpdateClassroom, batch: Batch) -> torch.Tensor:
+    """The log-probabilities (N, V) of all tokens where something is asked."""
+    hidden, _ = room.model(embedded(room.model, batch)[2], batch.positions, batch.bias)
+    return room.model.logits(hidden[batch.targets != IGNORED]).log_softmax(-1)
 
 
 def test_an_adapter_is_all_that_its_run_changes(make, tmp_path: Path, release: Path) -> None:

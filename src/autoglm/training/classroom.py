@@ -254,7 +254,7 @@ class Classroom:
     def _answer_loss(self, lesson: Lesson, batch: Batch) -> Measured:
         stem, media, x = embedded(self.model, batch)
         hidden, middle = self.model(x.bfloat16(), batch.positions, batch.bias.bfloat16(), hidden_after=MIDDLE)
-        total, measures = self._word_loss(hidden, batch)
+        total, measures = self._word_loss(lesson, hidden, batch)
         begin, end = batch.media_at, batch.media_at + media
         if batch.classes is not None and batch.shares is not None:
             seen, found = self._patch_losses(lesson, middle[:, begin:end], stem, batch.classes, batch.shares)
@@ -273,8 +273,8 @@ class Classroom:
             total, measures = total + lesson.pair_weight * pair, {**measures, f"{batch.kind}_pair": share}
         return total, measures
 
-    def _word_loss(self, hidden: Tensor, batch: Batch) -> Measured:
-        """Return the loss on all tokens to be written, and how it went."""
+    def _word_loss(self, lesson: Lesson, hidden: Tensor, batch: Batch) -> Measured:
+        """Return a lesson's loss on all tokens to be written, and how it went."""
         asked = batch.targets != IGNORED
         return self._graded(self._answered(self.model, hidden, batch, asked), batch, asked)
 

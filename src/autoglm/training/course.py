@@ -42,6 +42,7 @@ class Lesson:
         fine_tune: keep the batch statistics of the starting weights, and let nothing decay.
         adam_eps: AdamW's epsilon; a large one leaves weights with tiny gradients where they are.
         anchor: pull towards the starting weights, as a share of the learning rate.
+        keep: weight of the divergence from the starting weights' own answers, where those are right.
         trained: patterns of the weights that are trained, such as ``model\\.blocks``; empty for all.
         rates: (pattern, factor on the learning rate); the first that matches counts.
         fake_bits: train through weights rounded to so many bits; 0 for exact ones.
@@ -68,6 +69,7 @@ class Lesson:
     fine_tune: bool = False
     adam_eps: float = 1e-8
     anchor: float = 0.0
+    keep: float = 0.0
     trained: tuple[str, ...] = ()
     rates: tuple[tuple[str, float], ...] = ()
     fake_bits: int = 0
@@ -143,7 +145,7 @@ _WRITERS = (
 NEWS = Lesson(
     "news", 600, 5e-4, ("screen", "text", "speech", "text"), _ROWS,
     warmup=20, patch_weight=0.3, stem_weight=0.0, sound_weight=0.2, pair_weight=0.0,
-    manner=replace(VARIED, agent=0.35), fine_tune=True, adam_eps=1e-7, anchor=8.0,
+    manner=replace(VARIED, agent=0.35), fine_tune=True, adam_eps=1e-7, anchor=8.0, keep=1.0,
     trained=_WRITERS, rates=((r"model\.(image|table)\.", 2.0), (r"circuits\.", 2.0)),
 )  # fmt: skip
 NEWS_LOOK_UP = replace(

@@ -135,9 +135,9 @@ class TutoredClassroom(Classroom):
         hidden = stream_distance(projected, self._shown)
         return total + self.settings.hidden * hidden, {**measures, "hidden_loss": hidden.detach()}
 
-    def _word_loss(self, hidden: Tensor, batch: Batch) -> Measured:
+    def _word_loss(self, lesson: Lesson, hidden: Tensor, batch: Batch) -> Measured:
         if self.settings.share == 0 and not self.settings.layers:
-            return super()._word_loss(hidden, batch)
+            return super()._word_loss(lesson, hidden, batch)
         asked = batch.targets != IGNORED
         mine, weights = self._answered(self.model, hidden, batch, asked), batch.weights[asked]
         answers, measures = self._graded(mine, batch, asked)

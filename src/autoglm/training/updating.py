@@ -3,7 +3,9 @@
 What a phone holds is the release, so training starts from its INT8 weights and is rounded to its scales
 again. Only the rows of the token table that the news needs are trained. Every weight is pulled back to where
 it began, in proportion to the lesson's anchor (L2-SP, arXiv:1802.01483): what the news does not need stays,
-and a weight that stays costs a patch nothing.
+and a weight that stays costs a patch nothing. What the release says rightly it should go on saying as surely:
+wherever its own next token is the wanted one, the divergence from its whole distribution counts (learning
+without forgetting, arXiv:1606.09282, but token by token: on what is new the release is wrong and has no say).
 
     >>> room = UpdateClassroom(run, course_named("update"), base=read_source(release))   # doctest: +SKIP
 """
@@ -19,18 +21,23 @@ import torch
 from torch import Tensor
 
 from autoglm.errors import ConfigError
+from autoglm.model.network import PhoneModel
 from autoglm.model.tokenizer import Tokenizer
 from autoglm.training import distributed
 from autoglm.training.actions import NEW_APPS
 from autoglm.training.adapter import AdapterConfig, attach
-from autoglm.training.classroom import Classroom, recording_store
+from autoglm.training.classroom import Classroom, Measured, embedded, recording_store
 from autoglm.training.course import Course, Lesson
+from autoglm.training.distill import divergence
 from autoglm.training.intents import Release, knowledge, new_intents
 from autoglm.training.news import FOCUS, whats_new
 from autoglm.training.recordings import Recording, RecordingStore
+from autoglm.training.rows import IGNORED, Batch
 from autoglm.training.sources import Source
-from autoglm.training.tutoring import keep_words, load_source
+from autoglm.training.tutoring import half_norms, keep_words, load_source
 from autoglm.training.utterances import spoken_answers
+
+_KEPT_TEMPERATURE = 2.0
 
 
 class UpdateClassroom(Classroom):
@@ -70,6 +77,9 @@ class UpdateClassroom(Classroom):
         load_source(self, base)
         self._base = {name: value.to(self.device) for name, value in base.state.items()}
         self._kept_scales = dict(scales or {})
+        self._elder: PhoneModel | None = None
+        if any(lesson.keep for lesson in course.lessons):
+            self._elder = half_norms(base.load().model.to(self.device)).requires_grad_(False)
         self.model.table.weight.register_hook(self._only_new_rows())
         self.adapter = adapter
         if adapter is not None:
@@ -92,6 +102,25 @@ class UpdateClassroom(Classroom):
         for name, parameter in self.model.named_parameters() if lesson.anchor else ():
             if parameter.requires_grad and name in self._base:
                 parameter.lerp_(self._base[name], rate * lesson.anchor)
+
+    def _word_loss(self, lesson: Lesson, hidden: Tensor, batch: Batch) -> Measured:
+        total, measures = super()._word_loss(lesson, hidden, batch)
+        if self._elder is None or lesson.keep == 0:
+            return total, measures
+        asked = batch.targets != IGNORED
+        # All tokens count, also those that :class:`Unopposed` takes out: what was never trained drifts first.
+        mine, theirs = self.model.logits(hidden[asked]), self._said_before(self._elder, batch, asked)
+        weights = batch.weights[asked] * (theirs.argmax(-1) == batch.targets[asked])
+        each = divergence(mine, theirs, "forward", _KEPT_TEMPERATURE)
+        drift = (each * weights).sum() / distributed.mean_weight(batch.weights[asked].sum())
+        return total + lesson.keep * drift, {**measures, "drift": drift.detach()}
+
+    @torch.no_grad()
+    def _said_before(self, elder: PhoneModel, batch: Batch, asked: Tensor) -> Tensor:
+        """Return the release's own logits (N, V) at the places asked for."""
+        _, _, x = embedded(elder, batch)
+        hidden, _ = elder(x.bfloat16(), batch.positions, batch.bias.bfloat16())
+        return elder.logits(hidden[asked])
 
     def recordings(self) -> list[Recording]:
         """Return old recordings with the release's answers, and new commands as often as the focus wants."""
