@@ -66,34 +66,36 @@ def test_leaving_an_iteration_cancels(engine: Engine, ask: Ask) -> None:
     assert stats.finished + stats.cancelled == stats.requests
 
 
-def test_cancel_is_heard(engine: Engine, ask: Ask) -> None:
+def test_cancel_is_heard(engine: Engine, ask: Ask, hold_decoding: Callable[..., Any]) -> None:
     """After cancel() the generation ends by itself with the reason, and nothing runs on."""
+    gate = hold_decoding(engine.active.model)
     generation = engine.submit(ask("hello"))
     generation.cancel()
+    gate.opened.set()
     assert generation.result().finished.reason == "cancelled"
     assert engine.stats().running == 0
 
 
-def test_a_closed_event_loop_cancels(engine: Engine, ask: Ask) -> None:
+def test_a_closed_event_loop_cancels(engine: Engine, ask: Ask, hold_decoding: Callable[..., Any]) -> None:
     """When the loop of the consumer is gone, the request ends instead of running for nobody."""
-    generation = engine.submit(ask("hello"))
-    generation.cancel()
-    ended = generation.result()
+    gate = hold_decoding(engine.active.model)
     abandoned = engine.submit(ask("hello"))
     events = aiter(abandoned)
     loop = asyncio.new_event_loop()
     loop.run_until_complete(anext(events))
     loop.close()
+    gate.opened.set()
     engine.close(grace_s=60)
-    assert ended.finished.reason == "cancelled"
     assert abandoned.is_cancelled
 
 
-def test_a_result_may_be_bounded_in_time(engine: Engine, ask: Ask) -> None:
+def test_a_result_may_be_bounded_in_time(engine: Engine, ask: Ask, hold_decoding: Callable[..., Any]) -> None:
     """A caller that does not want to wait gets an error and the request is cancelled."""
+    gate = hold_decoding(engine.active.model)
     generation = engine.submit(ask("hello"))
     with pytest.raises(EngineError, match="longer than the time"):
         generation.result(timeout_s=0.0)
+    gate.opened.set()
     assert generation.is_cancelled
 
 
@@ -182,7 +184,7 @@ def test_a_model_that_turns_nan_fails_its_requests_and_the_engine_goes_on(
     assert engine.submit(ask("hello", max_tokens=10)).result().token_ids == wanted
 
 
-def test_listeners_hear_of_each_answer(engine: Engine, ask: Ask) -> None:
+def test_listeners_hear_of_each_answer(engine: Engine, ask: Ask, hold_decoding: Callable[..., Any]) -> None:
     """Answers are announced with version and outcome, cancelled ones are not; a bad listener is harmless."""
     heard: SimpleQueue[tuple[str, bool, Finished | None]] = SimpleQueue()
 
@@ -191,8 +193,10 @@ def test_listeners_hear_of_each_answer(engine: Engine, ask: Ask) -> None:
 
     engine.on_answer(bad)
     engine.on_answer(lambda *news: heard.put(news))
+    gate = hold_decoding(engine.active.model)
     cancelled = engine.submit(ask("a"))
     cancelled.cancel()
+    gate.opened.set()
     cancelled.result()
     done = engine.submit(ask("b", max_tokens=5)).result()
     assert heard.get(timeout=60) == ("v1.2", True, done.finished)

@@ -335,7 +335,7 @@ def test_draining_has_a_limit(
         decode = engine.active.model.decode
 
         def slow(*arguments: Any) -> torch.Tensor:
-            ended.wait(0.02)
+            ended.wait(0.5)
             return decode(*arguments)
 
         engine.active.model.decode = slow  # type: ignore[method-assign,assignment]
