@@ -19,8 +19,9 @@ from autoglm.model.prompt import AudioPart, ImagePart, Message, Processor, Promp
 from autoglm.model.tokenizer import Tokenizer
 from autoglm.model.weights import LoadedModel
 from autoglm.releases import HealthCheck
+from autoglm.training import evaluation
 from autoglm.training.actions import ALL_LABELS
-from autoglm.training.evaluation import evaluate, examiner, gate, sources
+from autoglm.training.evaluation import Score, evaluate, examiner, gate, sources
 from autoglm.training.evaluation.examiner import Examiner
 from autoglm.training.evaluation.items import (
     Item,
@@ -32,6 +33,7 @@ from autoglm.training.evaluation.items import (
     tap_inside,
     wilson,
 )
+from autoglm.training.evaluation.kept import KeptScores
 from autoglm.training.generate import Output
 from autoglm.training.vocabulary import build_tokenizer
 
@@ -252,3 +254,54 @@ def test_an_unknown_section_is_refused_with_the_known_ones(loaded: LoadedModel, 
     """The message names what there is."""
     with pytest.raises(ConfigError, match=r"no section 'taste'.*identity, topics"):
         evaluate(loaded, release="v1.2", cache=tmp_path, only=["taste"])
+
+
+def test_an_interrupted_evaluation_goes_on_behind_what_is_done(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sections that were done are not asked again by the next run; nothing is left when that has ended."""
+
+    def score(digest: str = "a", seed: int = 5) -> dict[str, Score]:
+        return evaluate(
+            loaded,
+            release="v1.2",
+            cache=tmp_path,
+            seed=seed,
+            only=("first", "second"),
+            items=2,
+            digest=digest,
+        )
+
+    asked: list[str] = []
+
+    def first(_examiner: Examiner, _release: str) -> dict[str, Score]:
+        asked.append("first")
+        return {"one": share([1.0, 0.0], chance=0.25)}
+
+    def second(_examiner: Examiner, _release: str) -> dict[str, Score]:
+        asked.append("second")
+        if asked.count("second") < 3:
+            raise KeyboardInterrupt
+        return {"two": share([1.0])}
+
+    monkeypatch.setattr(evaluation, "SECTIONS", {"first": first, "second": second})
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            score()
+    (left,) = (tmp_path / "interrupted").iterdir()
+    whole = score()
+    assert asked == ["first", "second", "second", "second"]
+    assert whole == {"one": share([1.0, 0.0], chance=0.25), "two": share([1.0])}
+    assert not left.exists()
+    assert score(digest="b") == score(seed=6) == whole
+    assert asked.count("first") == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"first": {"one": {"value": 1, "worth": 2}}}', b"\xff"])
+def test_a_damaged_note_of_what_is_done_counts_as_none(tmp_path: Path, content: bytes) -> None:
+    """The evaluation begins anew instead of failing or of telling nonsense."""
+    kept = KeptScores(tmp_path, "a", "v1.2", seed=1, items=None)
+    kept.add("first", {"one": share([1.0])})
+    assert KeptScores(tmp_path, "a", "v1.2", seed=1, items=None).sections == kept.sections
+    kept.path.write_bytes(content)
+    assert KeptScores(tmp_path, "a", "v1.2", seed=1, items=None).sections == {}

@@ -45,6 +45,8 @@ def evaluate(
 ) -> None:
     """Score a release on held-out data, free-running, with chance and an interval of 95 % beside each score.
 
+    Interrupted, it goes on behind the sections that are done when it is asked the same again.
+
     Examples:
 
       autoglm model eval --release models/autoglm-phone-nano/v1.3.wpatch
@@ -100,6 +102,7 @@ def _scores_of(place: Path, version: str | None, asked: _Asked) -> dict[str, Any
             seed=asked.seed,
             only=asked.only,
             items=asked.items,
+            digest=subject.digest,
             report=report,
         )
     return {

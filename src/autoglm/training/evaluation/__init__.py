@@ -20,6 +20,7 @@ from autoglm.model.weights import LoadedModel
 from autoglm.training.dialogue import Release
 from autoglm.training.evaluation.examiner import Examiner, Report, no_report
 from autoglm.training.evaluation.items import Score
+from autoglm.training.evaluation.kept import KeptScores
 from autoglm.training.evaluation.sections import SECTIONS
 
 __all__ = ["EVALUATION_SEED", "SECTIONS", "Score", "evaluate"]
@@ -35,6 +36,7 @@ def evaluate(
     seed: int = EVALUATION_SEED,
     only: Sequence[str] = (),
     items: int | None = None,
+    digest: str | None = None,
     report: Report = no_report,
 ) -> dict[str, Score]:
     """Score a model.
@@ -46,6 +48,8 @@ def evaluate(
         seed: of the items.
         only: the sections to run; all if none is named.
         items: about how many items of a kind, for a quick look; None for the usual numbers.
+        digest: tells the model from others: what is done when a run is interrupted is kept in the cache
+            under it, and the next run goes on behind it. Nothing is kept without.
         report: told what is under way, how many items are done, and of how many.
 
     Returns:
@@ -60,7 +64,16 @@ def evaluate(
             f"there is no section {unknown[0]!r} of the evaluation: choose from {', '.join(SECTIONS)}"
         )
     examiner = Examiner(loaded, seed=seed, cache=cache, items=items, report=report)
+    wanted = tuple(only or SECTIONS)
+    kept = None if digest is None else KeptScores(cache, digest, release, seed=seed, items=items)
     scores: dict[str, Score] = {}
-    for name in only or SECTIONS:
-        scores |= SECTIONS[name](examiner, release)
+    for name in wanted:
+        found = None if kept is None else kept.sections.get(name)
+        if found is None:
+            found = SECTIONS[name](examiner, release)
+            if kept is not None:
+                kept.add(name, found)
+        scores |= found
+    if kept is not None:
+        kept.drop(wanted)
     return scores

@@ -12,6 +12,7 @@ float32, so that two scores differ by the weights alone.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import tempfile
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
@@ -50,12 +51,14 @@ class Subject:
         name: what it was opened from.
         version: the release's own; ``""`` for a run.
         precision: of its matrices: ``"INT8"``, ``"INT4"`` or ``"bf16"``.
+        digest: tells it from others.
         loaded: the model.
     """
 
     name: str
     version: str
     precision: str
+    digest: str
     loaded: LoadedModel
 
 
@@ -115,7 +118,13 @@ def _maker_of(package: Path, info: patch.PackageInfo) -> Path | None:
 def _release(name: str, directory: Path) -> Subject:
     manifest = Manifest.read(directory)
     manifest.verify(directory)
-    return Subject(name, manifest.version, _precision(directory / WEIGHTS_NAME), load_release(directory))
+    digest, precision = _digest_of(directory / MANIFEST_NAME), _precision(directory / WEIGHTS_NAME)
+    return Subject(name, manifest.version, precision, digest, load_release(directory))
+
+
+def _digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _precision(weights: Path) -> str:
@@ -132,7 +141,7 @@ def _run(directory: Path) -> Subject:
     tokenizer = Tokenizer.from_file(directory / TOKENIZER_NAME)
     model = build_model(config, _rounded(read_run(directory)))
     loaded = LoadedModel(config, model, tokenizer, Processor(tokenizer, config), HealthCheck(()))
-    return Subject(directory.name, "", "bf16", loaded)
+    return Subject(directory.name, "", "bf16", _digest_of(directory / CHECKPOINT_NAME), loaded)
 
 
 def _rounded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
