@@ -68,6 +68,12 @@ class Door:
     def loops(self) -> list[asyncio.AbstractEventLoop]:
         return [each.loop for each in self.service.server.server_state.connections]  # type: ignore[union-attr]
 
+    def connection_of(self, client: socket.socket) -> Any:
+        """The server's side of a connection; None before it has been taken in."""
+        port = client.getsockname()[1]
+        connections = list(self.service.server.server_state.connections)
+        return next((each for each in connections if each.client and each.client[1] == port), None)
+
     def pass_time(self, seconds: float) -> None:
         """Move the clock and look at all connections."""
         self.on_loop(lambda: setattr(self.clock, "now", self.clock.now + seconds))
@@ -163,7 +169,7 @@ def test_a_body_that_gets_on_is_waited_for(open_door: Any) -> None:
     patient = door.connect(HEAD + b"Connection: close\r\nContent-Length: 4000\r\n\r\n")
     tasks = door.service.server.server_state.tasks
     door.wait_until(lambda: len(tasks) == 1)
-    (connection,) = door.service.server.server_state.connections
+    connection = door.connection_of(patient)
     for place in range(0, 4000, 800):
         patient.sendall(body[place : place + 800])
         if place < 3200:
@@ -205,13 +211,10 @@ def test_whoever_does_not_take_an_answer_is_let_go(open_door: Any) -> None:
     deaf = door.connect()
     tasks = door.service.server.server_state.tasks
     deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    port = deaf.getsockname()[1]
 
     def is_stuck() -> bool:
-        connections = list(door.service.server.server_state.connections)
-        # One that was reset before it was accepted has no client address.
-        peers = [(each.client, each.flow) for each in connections if each.client]
-        return any(client[1] == port and flow.write_paused for client, flow in peers)
+        connection = door.connection_of(deaf)
+        return connection is not None and connection.flow.write_paused
 
     deaf.setblocking(False)
     with contextlib.suppress(BlockingIOError):
