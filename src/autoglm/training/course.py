@@ -163,7 +163,7 @@ NEWS_REHEARSAL = replace(
     mix=("text", "speech", "text", "screen", "speech", "text", "screen"),
 )  # fmt: skip
 
-# Held to what it knows, it learns the news more slowly: most steps of all, on everything, with a longer leash.
+# Held to what it knows, it learns the news more slowly: most steps of all, on everything, on a longer leash.
 NEWS_TOGETHER = replace(
     NEWS_LOOK_UP, name="news together", steps=900, learning_rate=5e-4, anchor=4.0, keep=0.5,
     mix=("text", "screen", "text", "speech", "screen", "text", "speech"),
