@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from autoglm.engine.scheduler import Scheduler
 from service.running import RunningService, running_service, tiny_settings
 from service.tiny import write_store
 
@@ -34,3 +37,15 @@ def start_service(store: Path, tmp_path: Path) -> Generator[StartService]:
         yield lambda **sections: stack.enter_context(
             running_service(tiny_settings(store, tmp_path, **sections))
         )
+
+
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the tiny model a large one's pace: no long answer ends before a test has hung up on it."""
+    step = Scheduler.step
+
+    def paced(scheduler: Scheduler) -> Any:
+        time.sleep(0.01)
+        return step(scheduler)
+
+    monkeypatch.setattr(Scheduler, "step", paced)

@@ -105,6 +105,7 @@ async def leave(service: Any, content: bytes, places: asyncio.Semaphore) -> None
         writer.transport.abort()
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_streams_that_nobody_reads_any_more_leave_nothing(start_service: Any) -> None:
     """Hundreds who hang up in the middle: no slot, no page, no memory stays with them."""
     service = start_service()

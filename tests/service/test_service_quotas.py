@@ -85,6 +85,7 @@ def test_tokens_are_counted_as_they_are_computed(start_service: Any, stream: boo
     assert service.get("/v1/models").status_code == 200
 
 
+@pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize("stream", [False, True])
 def test_tokens_that_nobody_took_count_too(start_service: Any, stream: bool) -> None:
     """Whoever hangs up in the middle has used the prompt and every token that was generated for him."""
