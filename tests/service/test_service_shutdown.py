@@ -48,6 +48,7 @@ def stream(url: str, tokens: int) -> Generator[Iterator[bytes]]:
         "model": "autoglm-phone-9b",
         "messages": [{"role": "user", "content": "hi"}],
         "max_tokens": tokens,
+        "n": 4,  # so that it lasts
         "stream": True,
     }
     with requests.post(f"{url}/v1/chat/completions", json=body, stream=True, timeout=TIMEOUT_S) as answer:
