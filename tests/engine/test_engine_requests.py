@@ -79,6 +79,11 @@ def test_cancel_is_heard(engine: Engine, ask: Ask, hold_decoding: Callable[..., 
 def test_a_closed_event_loop_cancels(engine: Engine, ask: Ask, hold_decoding: Callable[..., Any]) -> None:
     """When the loop of the consumer is gone, the request ends instead of running for nobody."""
     gate = hold_decoding(engine.active.model)
+    generation = engine.submit(ask("hello"))
+    generation.cancel()
+    gate.opened.set()
+    ended = generation.result()
+    gate = hold_decoding(engine.active.model)
     abandoned = engine.submit(ask("hello"))
     events = aiter(abandoned)
     loop = asyncio.new_event_loop()
@@ -86,6 +91,7 @@ def test_a_closed_event_loop_cancels(engine: Engine, ask: Ask, hold_decoding: Ca
     loop.close()
     gate.opened.set()
     engine.close(grace_s=60)
+    assert ended.finished.reason == "cancelled"
     assert abandoned.is_cancelled
 
 

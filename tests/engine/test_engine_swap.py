@@ -70,19 +70,23 @@ def test_a_swap_between_requests(
 
 
 def test_streams_in_flight_finish_on_the_release_they_began_with(
-    old_dir: Path, new_dir: Path, ask: Ask, references: dict[str, list[tuple[int, ...]]]
+    old_dir: Path,
+    new_dir: Path,
+    ask: Ask,
+    references: dict[str, list[tuple[int, ...]]],
+    hold_decoding: Callable[..., Any],
 ) -> None:
     """A swap in the middle of 20 streams truncates and mixes none; streams after it are the new release's."""
     with Engine.load(old_dir, devices="cpu", threads=1, max_batch=20) as engine:
         staged = engine.stage(new_dir)
         assert engine.self_test(staged).ok
-        asked, middle, committed = threading.Event(), threading.Event(), threading.Event()
+        middle, committed = threading.Event(), threading.Event()
+        gate = hold_decoding(engine.active.model)  # nobody may be done before the last has asked
         decode = engine.active.model.decode
         steps_with_all = 0
 
         def watched(*arguments: torch.Tensor) -> torch.Tensor:
             nonlocal steps_with_all
-            assert asked.wait(60)  # nobody may be done before the last has asked
             steps_with_all += len(arguments[0]) == len(PROMPTS)
             if steps_with_all == 10:
                 middle.set()
@@ -101,7 +105,7 @@ def test_streams_in_flight_finish_on_the_release_they_began_with(
         swapper = threading.Thread(target=swap)
         swapper.start()
         before = [engine.submit(ask(prompt, max_tokens=TOKENS)) for prompt in PROMPTS]
-        asked.set()
+        gate.opened.set()
         assert committed.wait(60)
         after = [engine.submit(ask(prompt, max_tokens=TOKENS)) for prompt in PROMPTS]
         swapper.join()
@@ -112,25 +116,28 @@ def test_streams_in_flight_finish_on_the_release_they_began_with(
 
 
 def test_a_commit_inside_a_step_tears_nothing(
-    old_dir: Path, new_dir: Path, ask: Ask, references: dict[str, list[tuple[int, ...]]]
+    old_dir: Path,
+    new_dir: Path,
+    ask: Ask,
+    references: dict[str, list[tuple[int, ...]]],
+    hold_decoding: Callable[..., Any],
 ) -> None:
     """Even a swap called from within the model's own step leaves all streams whole, all 20 in flight."""
     with Engine.load(old_dir, devices="cpu", threads=1, max_batch=20) as engine:
         staged = engine.stage(new_dir)
         assert engine.self_test(staged).ok
+        gate = hold_decoding(engine.active.model)  # nobody may be done before the last has asked
         decode = engine.active.model.decode
-        asked = threading.Event()
         in_flight: list[int] = []
 
         def swapping(*arguments: torch.Tensor) -> torch.Tensor:
-            assert asked.wait(60)  # nobody may be done before the last has asked
             if len(arguments[0]) == len(PROMPTS) and not in_flight:
                 in_flight.append(engine.swap(staged).in_flight)
             return decode(*arguments)
 
         engine.active.model.decode = swapping  # type: ignore[method-assign,assignment]
         generations = [engine.submit(ask(prompt, max_tokens=TOKENS)) for prompt in PROMPTS]
-        asked.set()
+        gate.opened.set()
         tokens = [generation.result().token_ids for generation in generations]
         assert in_flight == [20]
         assert [generation.release for generation in generations] == ["v1.2"] * 20
