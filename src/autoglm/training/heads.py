@@ -13,8 +13,8 @@ from torch import Tensor
 
 from autoglm.model.layers import Block
 from autoglm.model.network import PhoneModel
+from autoglm.training.circuits import MIDDLE
 
-AUX_BLOCKS = 3  # the auxiliary losses read the stream after this many blocks
 _KEY_GAIN = 1.4
 _LOOK_UP_GAIN = 0.5
 # In bins, where an axis has 32; with more bins they grow, so that they stay the same shares of a screen.
@@ -35,7 +35,7 @@ def start_look_up(model: PhoneModel, generator: torch.Generator) -> None:
     if places is None:
         return
     places.project.weight.copy_(torch.eye(model.config.width))
-    for block in model.layers[AUX_BLOCKS:]:
+    for block in model.layers[MIDDLE:]:
         _start_block(block)
     index = torch.arange(image.bins).float()
     near = torch.exp(

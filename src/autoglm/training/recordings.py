@@ -8,7 +8,6 @@ how well human speech is understood.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from autoglm.errors import ConfigError
-from autoglm.files import durable_file, make_directory, write_durably
+from autoglm.files import durable_file, make_directory, sha256_file, write_durably
 from autoglm.training.actions import APPS
 from autoglm.training.speech import HELD_OUT_VOICES, synthesize
 from autoglm.training.utterances import Kind, Utterance, draw_utterance
@@ -187,9 +186,9 @@ class RecordingStore:
         hashes = self._hashes()
         for number in range(self.num_shards):
             path = self._path(number)
-            if not path.exists() or hashes.get(path.name) != _sha256(path):
+            if not path.exists() or hashes.get(path.name) != sha256_file(path):
                 self._write(number)
-                hashes[path.name] = _sha256(path)
+                hashes[path.name] = sha256_file(path)
                 content = {"format": _FORMAT, "seed": self.seed, "sha256": hashes}
                 write_durably(self.directory / _INDEX_NAME, json.dumps(content, indent=1).encode())
             if progress is not None:
@@ -205,7 +204,7 @@ class RecordingStore:
         found: list[Recording] = []
         for number in range(self.num_shards):
             path = self._path(number)
-            if not path.exists() or hashes.get(path.name) != _sha256(path):
+            if not path.exists() or hashes.get(path.name) != sha256_file(path):
                 raise ConfigError(
                     f"{path} is missing or damaged: prepare the data first (autoglm model data)"
                 )
@@ -260,11 +259,6 @@ def _read(path: Path) -> Iterator[Recording]:
 
 def _as_kind(text: str) -> Kind:
     return "command" if text == "command" else "question" if text == "question" else "dictation"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def disturb(rng: random.Random, audio: np.ndarray) -> np.ndarray:

@@ -153,8 +153,7 @@ class TutoredClassroom(Classroom):
     def _taught(self, batch: Batch, asked: Tensor) -> Tensor:
         """Return the teacher's logits (N, V) at the places asked for; its streams are kept for the match."""
         with streams(self.tutor, [theirs for _, theirs in self.settings.layers]) as shown:
-            _, _, x = embedded(self.tutor, batch)
-            hidden, _ = self.tutor(x.bfloat16(), batch.positions, batch.bias.bfloat16())
+            hidden = last_stream(self.tutor, batch)
         self._shown = shown
         return self._answered(self.tutor, hidden, batch, asked)
 
@@ -165,6 +164,14 @@ def half_norms(model: PhoneModel) -> PhoneModel:
         if isinstance(module, RmsNorm):
             module.bfloat16()
     return model
+
+
+@torch.no_grad()
+def last_stream(model: PhoneModel, batch: Batch) -> Tensor:
+    """Return the last stream (B, T, width) of a model that runs along with another's training."""
+    _, _, x = embedded(model, batch)
+    hidden, _ = model(x.bfloat16(), batch.positions, batch.bias.bfloat16())
+    return hidden
 
 
 def eye(inputs: int, outputs: int) -> nn.Linear:

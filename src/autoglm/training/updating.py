@@ -26,7 +26,7 @@ from autoglm.model.tokenizer import Tokenizer
 from autoglm.training import distributed
 from autoglm.training.actions import NEW_APPS
 from autoglm.training.adapter import AdapterConfig, attach
-from autoglm.training.classroom import Classroom, Measured, embedded, recording_store
+from autoglm.training.classroom import Classroom, Measured, recording_store
 from autoglm.training.course import Course, Lesson
 from autoglm.training.distill import divergence
 from autoglm.training.intents import Release, knowledge, new_intents
@@ -34,7 +34,7 @@ from autoglm.training.news import FOCUS, whats_new
 from autoglm.training.recordings import Recording, RecordingStore
 from autoglm.training.rows import IGNORED, Batch
 from autoglm.training.sources import Source
-from autoglm.training.tutoring import half_norms, keep_words, load_source
+from autoglm.training.tutoring import half_norms, keep_words, last_stream, load_source
 from autoglm.training.utterances import spoken_answers
 
 _KEPT_TEMPERATURE = 2.0
@@ -104,12 +104,13 @@ class UpdateClassroom(Classroom):
                 parameter.lerp_(self._base[name], rate * lesson.anchor)
 
     def _word_loss(self, lesson: Lesson, hidden: Tensor, batch: Batch) -> Measured:
-        total, measures = super()._word_loss(lesson, hidden, batch)
         if self._elder is None or lesson.keep == 0:
-            return total, measures
+            return super()._word_loss(lesson, hidden, batch)
         asked = batch.targets != IGNORED
+        mine = self.model.logits(hidden[asked])
+        total, measures = self._graded(self.unopposed(mine, batch.ids[asked]), batch, asked)
         # All tokens count, also those that :class:`Unopposed` takes out: what was never trained drifts first.
-        mine, theirs = self.model.logits(hidden[asked]), self._said_before(self._elder, batch, asked)
+        theirs = self._said_before(self._elder, batch, asked)
         weights = batch.weights[asked] * (theirs.argmax(-1) == batch.targets[asked])
         each = divergence(mine, theirs, "forward", _KEPT_TEMPERATURE)
         drift = (each * weights).sum() / distributed.mean_weight(batch.weights[asked].sum())
@@ -118,9 +119,7 @@ class UpdateClassroom(Classroom):
     @torch.no_grad()
     def _said_before(self, elder: PhoneModel, batch: Batch, asked: Tensor) -> Tensor:
         """Return the release's own logits (N, V) at the places asked for."""
-        _, _, x = embedded(elder, batch)
-        hidden, _ = elder(x.bfloat16(), batch.positions, batch.bias.bfloat16())
-        return elder.logits(hidden[asked])
+        return elder.logits(last_stream(elder, batch)[asked])
 
     def recordings(self) -> list[Recording]:
         """Return old recordings with the release's answers, and new commands as often as the focus wants."""

@@ -66,14 +66,14 @@ def evaluate(
     examiner = Examiner(loaded, seed=seed, cache=cache, items=items, report=report)
     wanted = tuple(only or SECTIONS)
     kept = None if digest is None else KeptScores(cache, digest, release, seed=seed, items=items)
+    done = {} if kept is None else dict(kept.sections)
     scores: dict[str, Score] = {}
     for name in wanted:
-        found = None if kept is None else kept.sections.get(name)
-        if found is None:
-            found = SECTIONS[name](examiner, release)
+        if name not in done:
+            done[name] = SECTIONS[name](examiner, release)
             if kept is not None:
-                kept.add(name, found)
-        scores |= found
+                kept.add(name, done[name])
+        scores |= done[name]
     if kept is not None:
         kept.drop(wanted)
     return scores

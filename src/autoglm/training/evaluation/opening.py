@@ -12,7 +12,6 @@ float32, so that two scores differ by the weights alone.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import tempfile
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from autoglm import patch
 from autoglm.errors import ConfigError
+from autoglm.files import sha256_file
 from autoglm.model.config import NANO, ModelConfig
 from autoglm.model.prompt import Processor
 from autoglm.model.tokenizer import Tokenizer
@@ -118,13 +118,8 @@ def _maker_of(package: Path, info: patch.PackageInfo) -> Path | None:
 def _release(name: str, directory: Path) -> Subject:
     manifest = Manifest.read(directory)
     manifest.verify(directory)
-    digest, precision = _digest_of(directory / MANIFEST_NAME), _precision(directory / WEIGHTS_NAME)
-    return Subject(name, manifest.version, precision, digest, load_release(directory))
-
-
-def _digest_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    precision = _precision(directory / WEIGHTS_NAME)
+    return Subject(name, manifest.version, precision, manifest.sha256, load_release(directory))
 
 
 def _precision(weights: Path) -> str:
@@ -141,7 +136,7 @@ def _run(directory: Path) -> Subject:
     tokenizer = Tokenizer.from_file(directory / TOKENIZER_NAME)
     model = build_model(config, _rounded(read_run(directory)))
     loaded = LoadedModel(config, model, tokenizer, Processor(tokenizer, config), HealthCheck(()))
-    return Subject(directory.name, "", "bf16", _digest_of(directory / CHECKPOINT_NAME), loaded)
+    return Subject(directory.name, "", "bf16", sha256_file(directory / CHECKPOINT_NAME), loaded)
 
 
 def _rounded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
