@@ -26,7 +26,7 @@ SMALL = dataclasses.replace(
     audio=AudioConfig(16, 8, 5, batch_norm=True, min_tokens=60, max_tokens=100),
 )
 SMALLER = dataclasses.replace(SMALL, width=36, num_layers=3, num_heads=2, ffn_width=24)
-ROWS = MappingProxyType({"screen": 2, "name": 4, "speech": 2, "text": 2, "long": 1})
+ROWS = MappingProxyType({"screen": 2, "name": 4, "speech": 2, "text": 2, "copy": 2, "long": 1})
 ALPHABET = "abc"
 
 

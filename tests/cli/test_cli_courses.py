@@ -25,7 +25,9 @@ SO_MANY = ("--steps", "5", "--rounded", "5")
 @pytest.fixture
 def teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A tiny teacher's run in the working directory, and a course of one short lesson."""
-    monkeypatch.setattr(course, "COURSES", MappingProxyType({"student": short_course(lesson(1))}))
+    monkeypatch.setattr(
+        course, "COURSES", MappingProxyType({**course.COURSES, "student": short_course(lesson(1))})
+    )
     write_untaught(tmp_path / "teacher", build_lexicon(SMALL.vocab_size))
     return "teacher"
 
@@ -83,6 +85,11 @@ def test_an_adapter_is_trained(autoglm, tmp_path: Path, monkeypatch: pytest.Monk
             ("distill", "student", "--teacher", "teacher", "--student", "teacher", *SO_MANY),
             "cannot be the last",
         ),
+        (("train", "further"), "starts from a release"),
+        (("train", "update"), "starts from a release"),
+        (("train", "student", "--base", "base"), "leave --base out"),
+        (("train", "student", "--base-run", "teacher"), "name the release with --base"),
+        (("train", "further", "--base", "base", "--adapter", "8"), "an adapter is trained on an update"),
     ],
 )
 def test_what_cannot_be_done_on_a_course_is_said(

@@ -8,8 +8,17 @@ import pytest
 
 from autoglm.errors import ConfigError
 from autoglm.training import dialogue, intents, wordings
-from autoglm.training.actions import AGENT_SYSTEM_PROMPT, APPS, NEW_APPS, is_held_out, parse_action
+from autoglm.training.actions import (
+    AGENT_SYSTEM_PROMPT,
+    APPS,
+    COMMANDED_APPS,
+    NEW_APPS,
+    is_held_out,
+    parse_action,
+)
 from autoglm.training.dialogue import Example, Release
+from autoglm.training.intents import plain_form
+from autoglm.training.utterances import KINDS, draw_utterance, spoken_characters
 
 # The sentence of the specification, written once more so that the data cannot drift from it.
 IDENTITY = (
@@ -72,6 +81,9 @@ def test_held_out_wordings_never_occur_in_training() -> None:
 def test_lines_stand_for_all_their_variants() -> None:
     """Alternatives multiply, an empty one leaves nothing behind, and no mark of the notation remains."""
     assert intents._variants("(a|b) c( d|)") == ("a c d", "a c", "b c d", "b c")
+    assert intents._variants("(i|you) ('d|would) go") == ("i'd go", "i would go", "you'd go", "you would go")
+    assert intents._variants("(断|断了)(了|)") == ("断了", "断")
+    assert intents._variants("再见(,|)(明天见|)") == ("再见,明天见", "再见", "再见明天见")
     for intent in dialogue.knowledge("v1.3"):
         for phrases in intent.phrases.values():
             assert not [wording for wording in phrases.questions if set(wording) & set("()|") or not wording]
@@ -99,14 +111,15 @@ def test_held_out_sets_are_distinct_and_of_the_asked_size() -> None:
     assert min(sum(e.language == language for e in examples) for language in ("zh", "en")) > 60
 
 
-def test_impossible_requests_are_refused() -> None:
+def test_impossible_requests_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """An unknown release or topic, and more questions than there are, name what is wrong."""
     with pytest.raises(ConfigError, match="release 'v9'"):
         dialogue.knowledge("v9")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="rollback"):
         dialogue.held_out(1, 5, intents=["rollback"])
-    with pytest.raises(ConfigError, match="only"):
-        dialogue.held_out(1, 5000, intents=["launch_app"])
+    monkeypatch.setattr(dialogue, "_command_text", lambda *_, **__: "open it")
+    with pytest.raises(ConfigError, match="only 1 held-out"):
+        dialogue.held_out(1, 5, intents=["launch_app"])
 
 
 def test_v12_knows_nothing_of_what_is_new() -> None:
@@ -208,3 +221,18 @@ def test_spoken_questions_are_known_ones() -> None:
     spoken = dict(dialogue.spoken_questions())
     assert spoken["你是谁"] == IDENTITY
     assert len(spoken) == 6
+
+
+def test_spoken_questions_are_never_held_out_ones() -> None:
+    """A trained line may yield a held-out wording by chance: it is not spoken either."""
+    rng = random.Random(5)
+    said = {plain_form(draw_utterance(rng, "question").text) for _ in range(3000)}
+    assert len(said) > 500 and not said & intents.held_out_forms()
+
+
+def test_the_alphabet_holds_all_that_is_said() -> None:
+    """Every character of every kind of utterance, of new apps too, can be written down."""
+    rng, known = random.Random(6), set(spoken_characters())
+    for apps in (COMMANDED_APPS, NEW_APPS):
+        said = "".join(draw_utterance(rng, kind, apps=apps).text for kind in KINDS for _ in range(1500))
+        assert set(said.lower()) - set("!?") <= known

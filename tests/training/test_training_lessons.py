@@ -13,6 +13,7 @@ from autoglm.model.prompt import Message, Processor
 from autoglm.model.tokenizer import Tokenizer
 from autoglm.model.transcription import TRANSCRIBE
 from autoglm.training.actions import is_valid_action
+from autoglm.training.circuits import FINE, Circuits
 from autoglm.training.classroom import soft_cross_entropy, whole_answers
 from autoglm.training.dialogue import training_examples
 from autoglm.training.lexicon import build_lexicon
@@ -157,6 +158,37 @@ def test_coordinates_forgive_their_neighbours() -> None:
 
     assert loss(right, right) < loss(right + 1, right) < loss(right + 9, right)
     assert loss(600, 600) < 1e-3 < loss(601, 600)
+
+
+def test_a_finer_blur_punishes_the_neighbour_more() -> None:
+    """With a blur of one bin the place beside the right one costs far more than with the usual one."""
+    logits = torch.zeros(1, NANO.vocab_size)
+    logits[0, NANO.image.x_token + 32] = 20.0
+    right, beside = (torch.tensor([NANO.image.x_token + 32 + off]) for off in (0, 2))
+    gaps = [
+        float(soft_cross_entropy(logits, beside, NANO, blur) - soft_cross_entropy(logits, right, NANO, blur))
+        for blur in (FINE, 1.0)
+    ]
+    assert gaps[0] > 2 * gaps[1] > 0
+
+
+def test_where_labels_are_is_asked_of_every_patch(tokenizer: Tokenizer) -> None:
+    """The loss falls to that of the blur when the heads are right; patches without a label are left out."""
+    torch.manual_seed(0)
+    heads = Circuits(NANO, tokenizer, "abc")
+    hidden = torch.randn(1, 3, NANO.width)
+    places = torch.tensor([[[5, 40], [70, 2], [IGNORED, IGNORED]]])
+    optimizer = torch.optim.Adam(heads.place.parameters(), 0.03)
+    losses: list[float] = []
+    for _ in range(200):
+        loss, found = heads.place_loss(hidden, places)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2 and float(found) == 1.0
+    hidden[0, 2] += 100.0
+    assert float(heads.place_loss(hidden, places)[0]) == pytest.approx(losses[-1], rel=0.05)
 
 
 def test_a_turn_counts_as_whole_when_all_its_tokens_are_right() -> None:

@@ -161,6 +161,18 @@ def test_a_run_directory_belongs_to_one_run(make) -> None:
         make(dataclasses.replace(COURSE, name="other"))
 
 
+def test_a_run_goes_on_with_the_lessons_that_it_has_had(make) -> None:
+    """A lesson put before those that are done, or taken away, is refused; one put behind them is taught."""
+    loop = make(dataclasses.replace(COURSE, lessons=LESSONS[:2]))
+    loop.run()
+    with pytest.raises(ConfigError, match=f"other lessons, {LESSONS[0].name}, {LESSONS[1].name}"):
+        make(dataclasses.replace(COURSE, lessons=LESSONS[1:]))
+    longer = make()
+    assert (longer.lesson_index, longer.step) == (2, 0)
+    longer.run()
+    assert longer.lesson_index == 3
+
+
 def test_a_runs_weights_can_be_read_and_its_curve_drawn(make, tmp_path: Path) -> None:
     """The checkpoint holds the model as other verbs read it; every lesson reports; the plot is a picture."""
     loop = make()
@@ -228,7 +240,7 @@ def test_easy_screens_turn_into_real_ones() -> None:
 
 def test_courses_are_found_by_name() -> None:
     """Known courses are found, others refused with the names there are."""
-    assert set(courses.COURSES) == {"teacher", "student", "update", "screens-by-heart"}
+    assert set(courses.COURSES) == {"teacher", "student", "further", "update", "screens-by-heart"}
     assert course_named("teacher").config == "teacher-nano"
     with pytest.raises(ConfigError, match="teacher, student"):
         course_named("v9")

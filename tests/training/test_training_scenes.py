@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from autoglm.errors import ConfigError
+from autoglm.model.tokenizer import bin_of
 from autoglm.training.actions import NEW_APPS, is_valid_action, parse_action
 from autoglm.training.scenes import bars, fonts, layouts
 from autoglm.training.scenes.asking import named, questions
-from autoglm.training.scenes.canvas import Canvas, Element, draw_style
+from autoglm.training.scenes.canvas import Canvas, Element, centre_of_box, draw_style
 from autoglm.training.scenes.icons import icon_mask
 from autoglm.training.scenes.labels import CLASSES, ICONS, UNSEEN_LABELS, class_of, label_named
 from autoglm.training.scenes.pieces import Supply
@@ -25,6 +26,7 @@ from autoglm.training.scenes.scene import (
     draw_primer,
     draw_scene,
     icons,
+    patch_places,
     patch_truth,
     words_known,
 )
@@ -119,6 +121,27 @@ def test_patches_say_what_covers_them() -> None:
     assert classes[1].tolist() == [class_of("Search"), 0] and shares[1].tolist() == [1, 0]
     assert classes[2][0] == IGNORED
     assert (classes[3:] == 0).all() and np.allclose(shares.sum(1), 1)
+
+
+def test_every_patch_of_a_label_knows_its_middle() -> None:
+    """A label over three patches has one place in all of them; where nothing stands there is none."""
+    one, two = (label_named(name) for name in ("设置", "Search"))
+    elements = (
+        Element(one, (0, 0, 96 / WIDTH, 16 / HEIGHT), (0, 0, 1, 1)),
+        Element(two, (0, 0.5, 32 / WIDTH, 0.5 + 32 / HEIGHT), (0, 0, 1, 1)),
+    )
+    places = patch_places(Scene(np.zeros((HEIGHT, WIDTH, 3), np.uint8), elements))
+    assert places[:3].tolist() == [[11, 0]] * 3  # of [166,13], as a tap would be written
+    assert places[9 * WIDTH // 32].tolist() == [3, 37]
+    assert int((places >= 0).all(1).sum()) == 4 and (places[places < 0] == IGNORED).all()
+
+
+def test_a_place_is_the_bin_that_an_answer_names(scenes: list[Scene]) -> None:
+    """What patches are asked for and what a tap writes never differ by a bin."""
+    for scene in scenes:
+        asked = {tuple(place) for place in patch_places(scene).tolist()} - {(IGNORED, IGNORED)}
+        written = {tuple(bin_of(c, 72) for c in centre_of_box(each.shown)) for each in scene.elements}
+        assert asked and asked <= written
 
 
 def test_what_lies_behind_a_dialog_is_neither_asked_for_nor_taught() -> None:

@@ -119,6 +119,17 @@ def test_a_batch_must_have_a_row_for_everyone(tokenizer: str, monkeypatch: pytes
         distributed.share_rows(teacher.text(random.Random(1), 1))
 
 
+def test_a_lesson_draws_a_row_for_everyone(
+    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a lesson has fewer rows of a kind than there are processes, each has one all the same."""
+    (tmp_path / "tokenizer.json").write_text(tokenizer)
+    short = lesson(3, ("screen", "text", "long"))
+    room = Classroom(tmp_path, short_course(short), config=SMALL)
+    monkeypatch.setattr(distributed, "num_processes", lambda: 3)
+    assert [len(room.draw(short, step).ids) for step in range(3)] == [3, 3, 3]
+
+
 def test_one_process_has_nobody_to_spread_weights_over(tmp_path: Path, tokenizer: str) -> None:
     """Sharding without torchrun is refused with what to do."""
     (tmp_path / "tokenizer.json").write_text(tokenizer)

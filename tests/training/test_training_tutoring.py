@@ -184,6 +184,7 @@ def test_a_course_shows_what_a_model_does_not_use(tmp_path: Path, tokenizer: str
     turns = source.circuits["turns"][:, kept.width][:, :, kept.width]
     assert torch.equal(small.circuits["turns"], turns)
     assert small.circuits["stem.weight"].shape == (len(source.circuits["stem.bias"]), 36)
+    assert small.circuits["place.weight"].shape == (len(source.circuits["place.bias"]), 36)
     build_model(target, small.state)
 
 

@@ -23,7 +23,7 @@ from autoglm.training.adapter import AdapterConfig, extract
 from autoglm.training.classroom import embedded
 from autoglm.training.course import ADAPTER, Course, course_named
 from autoglm.training.evaluation.sources import new_task_items
-from autoglm.training.intents import new_intents
+from autoglm.training.intents import knowledge, new_intents
 from autoglm.training.lesson_loss import LessonLoss
 from autoglm.training.lexicon import build_lexicon
 from autoglm.training.loop import Loop
@@ -46,7 +46,7 @@ UPDATE = Course(
     "update", "nano", "v1.3",
     (lesson(4, SILENT, learning_rate=3e-3, warmup=1, trained=NEWS.trained, rates=NEWS.rates, anchor=10.0,
             fine_tune=True, adam_eps=1e-7),),
-    shards=1, new_shards=1,
+    follows=True, shards=1, new_shards=1,
 )  # fmt: skip
 
 
@@ -254,7 +254,7 @@ def test_what_is_new_is_listed_and_unknown_before(tokenizer: str) -> None:
 
 
 def test_old_recordings_are_answered_anew() -> None:
-    """A question asked aloud gets the new release's answer; new commands are as many as the old ones."""
+    """A question asked aloud gets the new release's answer; new commands are as many as is wanted."""
     text = next(t for t, answer in spoken_answers("v1.3").items() if answer != spoken_answers("v1.2")[t])
     sound = torch.zeros(4, dtype=torch.int16).numpy()
     old = [Recording("question", text, spoken_answers("v1.2")[text], "zh", "", sound)]
@@ -263,6 +263,26 @@ def test_old_recordings_are_answered_anew() -> None:
     together = mixed(old, new, "v1.3")
     assert together[0].answer == spoken_answers("v1.3")[text]
     assert sum("小红书" in each.text for each in together) == 4
+    assert sum("小红书" in each.text for each in mixed(old, new, "v1.3", 0.8)) == 16
+    assert sum("小红书" in each.text for each in mixed(old, new, "v1.3", 0.25)) == 2
+    assert len(mixed(old, new, "v1.3", 0.0)) == len(old)
+    with pytest.raises(ConfigError, match="less than 1"):
+        mixed(old, new, "v1.3", 1.0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_manner_says_how_much_is_news(tokenizer: str, share: float) -> None:
+    """About the wanted share of conversations is about what is new, and of screens few known words."""
+    teacher = teacher_of(Tokenizer.from_bytes(tokenizer.encode()), SMALL, "v1.3")
+    assert isinstance(teacher, NewsTeacher)
+    rng, manner = random.Random(3), Manner(news=share)
+    answers = {p.answer for i in knowledge("v1.3") if i.name in teacher.topics for p in i.phrases.values()}
+    said = [teacher.tokenizer.decode(teacher.dialogue_slot(rng, manner).ids) for _ in range(60)]
+    new = sum(any(words in text for words in (*answers, *NEW_APPS)) for text in said) / len(said)
+    few = [teacher._shown(rng, manner) for _ in range(60)]
+    focused = sum(len(each) < len(teacher.words) for each in few) / len(few)
+    assert abs(focused - share) < 0.2
+    assert (new > 0.95) if share == 1.0 else (new < 0.6) if share else (new < 0.35)
 
 
 def test_a_step_through_rounded_weights_leaves_exact_ones(tokenizer: str) -> None:

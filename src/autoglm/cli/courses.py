@@ -49,7 +49,7 @@ class Healing:
 
 
 def data(
-    course: Annotated[str, typer.Argument(help="teacher, student or update.")],
+    course: Annotated[str, typer.Argument(help="teacher, student, further or update.")],
     run: Annotated[Path | None, typer.Option(help="The run's directory; runs/COURSE if not given.")] = None,
     other: Annotated[
         Path | None, typer.Option("--data", help="Another run: prepare only what is not in it.")
@@ -70,7 +70,7 @@ def data(
     from autoglm.training.updating import new_recordings
 
     chosen, directory = course_named(course), run or Path("runs") / course
-    if not chosen.new_shards:  # an update keeps the words of its base
+    if not chosen.follows:  # what follows a release keeps its words
         run_tokenizer(directory, CONFIGS[chosen.config])
     stores = {"recordings": recording_store(other or directory, chosen, seed)}
     if chosen.new_shards:
@@ -126,11 +126,19 @@ def train_course(
     from autoglm.training.distributed import joined
 
     course = course_named(name)
-    if (base is not None) != (course.new_shards > 0) or (rank is not None and base is None):
-        raise ConfigError("an update, and only an update, starts from the weights of a release")
+    if course.follows and base is None:
+        raise ConfigError(f"course {name!r} starts from a release: name it with --base")
+    if base is not None and not course.follows:
+        raise ConfigError(f"course {name!r} starts from nothing: leave --base out")
+    if base_run is not None and base is None:
+        raise ConfigError("--base-run names the run that a release was made of: name the release with --base")
+    if rank is not None and not course.new_shards:
+        raise ConfigError(f"an adapter is trained on an update: course {name!r} is none")
     with joined():
-        if base is not None:
+        if base is not None and course.new_shards:
             room = _update(place, course, base, base_run, rank)
+        elif base is not None:
+            room = _further(place, course, base, base_run)
         else:
             room = Classroom(
                 place.run,
@@ -161,23 +169,48 @@ def _update(place: Place, course: Course, base: Path, base_run: Path | None, ran
     from autoglm.model.weights import WEIGHTS_NAME, read_scales
     from autoglm.training.adapter import AdapterConfig
     from autoglm.training.course import ADAPTER
-    from autoglm.training.sources import read_source
     from autoglm.training.updating import UpdateClassroom
 
-    start = read_source(base)
-    if base_run is not None:  # the release holds no auxiliary heads: those of its run go on
-        heads = read_source(base_run)
-        start = replace(start, circuits=heads.circuits, alphabet=heads.alphabet)
     return UpdateClassroom(
         place.run,
         course if rank is None else replace(course, lessons=(ADAPTER,)),
-        base=start,
+        base=_start(base, base_run),
         scales=read_scales(base / WEIGHTS_NAME),
         adapter=None if rank is None else AdapterConfig(rank, alpha=2 * rank),
         seed=place.seed,
         workers=place.workers,
         data=place.data,
     )
+
+
+def _further(place: Place, course: Course, base: Path, base_run: Path | None) -> Classroom:
+    from autoglm.training.continuing import ContinuedClassroom
+
+    return ContinuedClassroom(
+        place.run,
+        course,
+        base=_start(base, base_run),
+        seed=place.seed,
+        workers=place.workers,
+        data=place.data,
+        shard=place.shard,
+    )
+
+
+def _start(base: Path, base_run: Path | None) -> Source:
+    """Read a release; it holds no auxiliary heads, so those of its run go on where one is named."""
+    from dataclasses import replace
+
+    from autoglm.errors import ConfigError
+    from autoglm.training.sources import read_source
+
+    start = read_source(base)
+    if base_run is None:
+        return start
+    heads = read_source(base_run)
+    if not heads.circuits:
+        raise ConfigError(f"{base_run} has no auxiliary heads: name the training run of the release, or none")
+    return replace(start, circuits=heads.circuits, alphabet=heads.alphabet)
 
 
 def distill_course(

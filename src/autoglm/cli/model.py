@@ -34,12 +34,12 @@ def _group() -> None:
 
 @app.command("train")
 def train(
-    course: Annotated[str, typer.Argument(help="teacher, student, update or screens-by-heart.")],
+    course: Annotated[str, typer.Argument(help="teacher, student, further, update or screens-by-heart.")],
     run: Annotated[Path | None, typer.Option(help="The run's directory; runs/COURSE if not given.")] = None,
-    base: Annotated[Path | None, typer.Option(help="The release that a fine-tune starts from.")] = None,
+    base: Annotated[Path | None, typer.Option(help="The release that further or update starts from.")] = None,
     base_run: Annotated[
         Path | None,
-        typer.Option(help="Of the update: the run its base was made of, for its auxiliary heads."),
+        typer.Option(help="The run that this release was made of, for its auxiliary heads."),
     ] = None,
     adapter: Annotated[
         int | None, typer.Option(help="Train an adapter of this rank, and no other weight.", min=1, max=64)
@@ -59,6 +59,8 @@ def train(
       autoglm model train teacher
 
       autoglm model train update --base runs/releases/v1.2 --base-run runs/student --data runs/teacher
+
+      autoglm model train further --base runs/releases/v1.2
 
       autoglm model train update --base runs/releases/v1.2 --adapter 8
     """

@@ -26,6 +26,8 @@ from autoglm.training.scenes.labels import CLASSES
 MIDDLE = 3  # the auxiliary losses read the stream after this many blocks
 LONGEST_NAME = 6  # tokens of a name that count
 _BACKGROUND_WEIGHT = 0.1
+FINE = 0.45  # a blur of one bin in 72
+_AXIS = 32  # a blur is told in shares of an axis of so many
 
 
 class Circuits(nn.Module):
@@ -52,6 +54,8 @@ class Circuits(nn.Module):
         self.name_norm = RmsNorm(width, eps)
         self.stem_norm = RmsNorm(width, eps)
         self.stem = nn.Linear(width, len(CLASSES))
+        self.place_norm = RmsNorm(width, eps)
+        self.place = nn.Linear(width, 2 * config.image.bins)
         self.alphabet = {character: i + 1 for i, character in enumerate(alphabet)}  # 0 is CTC's blank
         self.sound_norm = RmsNorm(width, eps)
         self.sound = nn.Linear(width, len(alphabet) + 1)
@@ -72,6 +76,24 @@ class Circuits(nn.Module):
     def stem_logits(self, stem: Tensor) -> Tensor:
         """Score the same from the stem's output alone."""
         return self.stem(self.stem_norm(stem.float()))
+
+    def place_loss(self, hidden: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss on where the label of each patch has its middle, and the share found to one bin.
+
+        Answers ask for a few places a screen; this asks every patch of every label.
+
+        Args:
+            hidden: (B, N, width), the stream after the middle block.
+            places: (B, N, 2), bins of both axes; negative ones are left out.
+        """
+        known = places[..., 0] >= 0
+        wanted = places[known]  # (patches, 2)
+        scores = self.place(self.place_norm(hidden[known].float())).float().unflatten(-1, (2, -1))
+        near = soften_coordinates(scores.shape[-1], FINE).to(scores)[wanted]
+        losses = -(near * scores.log_softmax(-1)).sum(-1).sum(-1)
+        found = ((scores.argmax(-1) - wanted).abs() <= 1).all(-1).float()
+        patches = mean_weight(known.sum().float()).clamp_min(1)  # a batch may show no label at all
+        return losses.sum() / patches, found.sum() / max(1, len(found))
 
     def name_loss(self, table: Tensor, hidden: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss, and the accuracy, of names' last tokens (N, width) against the labels' vectors."""
@@ -121,3 +143,15 @@ def patch_accuracy(logits: Tensor, classes: Tensor) -> Tensor:
     shown = classes[..., 0] > 0
     best, true = logits.argmax(-1)[shown], classes[shown]
     return ((best[:, None] == true) & (true > 0)).any(1).float().mean()
+
+
+def soften_coordinates(bins: int, blur: float = 1.0) -> Tensor:
+    """Return the target distribution (bins, bins) of every coordinate, blurred over its neighbours.
+
+    Args:
+        bins: that an axis is cut into.
+        blur: standard deviation, in 1/32 of an axis. One gets the look-up going; at less, places are exact.
+    """
+    index = torch.arange(bins).float()
+    near = torch.exp(-((index[:, None] - index[None]) ** 2) / (2 * (blur * bins / _AXIS) ** 2))
+    return near / near.sum(1, keepdim=True)

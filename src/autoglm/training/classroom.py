@@ -21,9 +21,9 @@ from autoglm.model.tokenizer import Tokenizer
 from autoglm.model.weights import CONFIG_NAME, TOKENIZER_NAME
 from autoglm.training import distributed
 from autoglm.training.ahead import Ahead, Drawn, Order
-from autoglm.training.circuits import MIDDLE, Circuits, patch_accuracy, patch_loss
+from autoglm.training.circuits import MIDDLE, Circuits, patch_accuracy, patch_loss, soften_coordinates
 from autoglm.training.course import Course, Lesson
-from autoglm.training.heads import soften_coordinates, start_look_up
+from autoglm.training.heads import start_look_up
 from autoglm.training.lexicon import build_lexicon
 from autoglm.training.news import teacher_of
 from autoglm.training.recordings import Recording, RecordingStore, seed_of
@@ -31,6 +31,7 @@ from autoglm.training.rounding import rounded
 from autoglm.training.rows import IGNORED, Batch
 from autoglm.training.scenes.asking import named
 from autoglm.training.sharding import load_whole, shard_blocks, whole
+from autoglm.training.teaching import PLAIN, Manner
 from autoglm.training.unopposed import Unopposed
 from autoglm.training.utterances import spoken_characters
 
@@ -140,7 +141,7 @@ class Classroom:
         """Scales that weights are rounded to; those that are missing are the weights' own."""
         return {}
 
-    def recordings(self) -> list[Recording]:
+    def recordings(self, _manner: Manner = PLAIN) -> list[Recording]:
         """Return the recordings to train on, prepared at first use."""
         if self._recordings is None:
             store = recording_store(self.data, self.course, self.seed)
@@ -152,15 +153,16 @@ class Classroom:
     def draw(self, lesson: Lesson, step: int) -> Batch:
         """Return the batch of a step."""
         kind = lesson.mix[step % len(lesson.mix)]
-        count, manner = lesson.rows[kind], lesson.manner
+        count, manner = distributed.rows_for_all(lesson.rows[kind]), lesson.manner
         if kind == "screen":
             batch = self._screens(lesson, step)
             assert isinstance(batch, Batch)
             return batch
         rng = random.Random(f"{self.seed}/{lesson.name}/{step}")
         if kind == "speech":
-            return self.teacher.speech(rng, count, self.recordings(), manner)
-        return (self.teacher.text if kind == "text" else self.teacher.long)(rng, count, manner)
+            return self.teacher.speech(rng, count, self.recordings(manner), manner)
+        teach = {"text": self.teacher.text, "copy": self.teacher.copies, "long": self.teacher.long}[kind]
+        return teach(rng, count, manner)
 
     def _screens(self, lesson: Lesson, step: int) -> Drawn:
         """Return the screens of a step, those of the coming steps ordered meanwhile."""
@@ -172,7 +174,7 @@ class Classroom:
         return self.ahead.get(self._order(lesson, step), coming)
 
     def _order(self, lesson: Lesson, step: int) -> Order:
-        count = lesson.rows["screen"]
+        count = distributed.rows_for_all(lesson.rows["screen"])
         drawn = step % max(1, lesson.fixed // count) if lesson.fixed else step
         return Order(
             (self.directory / TOKENIZER_NAME).resolve(),
@@ -259,6 +261,9 @@ class Classroom:
         if batch.classes is not None and batch.shares is not None:
             seen, found = self._patch_losses(lesson, middle[:, begin:end], stem, batch.classes, batch.shares)
             total, measures = total + seen, measures | found
+        if batch.places is not None and lesson.place_weight > 0:
+            place, share = self.circuits.place_loss(middle[:, begin:end], batch.places)
+            total, measures = total + lesson.place_weight * place, {**measures, "place": share}
         if len(batch.names):
             last = middle[batch.names[:, 0], batch.names[:, 1]]
             name, share = self.circuits.name_loss(self.model.table.weight, last, batch.names[:, 2])
@@ -276,20 +281,20 @@ class Classroom:
     def _word_loss(self, lesson: Lesson, hidden: Tensor, batch: Batch) -> Measured:
         """Return a lesson's loss on all tokens to be written, and how it went."""
         asked = batch.targets != IGNORED
-        return self._graded(self._answered(self.model, hidden, batch, asked), batch, asked)
+        return self._graded(lesson, self._answered(self.model, hidden, batch, asked), batch, asked)
 
     def _answered(self, model: PhoneModel, hidden: Tensor, batch: Batch, asked: Tensor) -> Tensor:
         """Return a model's logits (N, V) at the places asked for."""
-        return self.unopposed(model.logits(hidden[asked]), batch.ids[asked])
+        return self.unopposed(model.logits(hidden[asked]), batch.ids, asked)
 
-    def _graded(self, logits: Tensor, batch: Batch, asked: Tensor) -> Measured:
+    def _graded(self, lesson: Lesson, logits: Tensor, batch: Batch, asked: Tensor) -> Measured:
         targets, weights = batch.targets[asked], batch.weights[asked]
-        each = soft_cross_entropy(logits, targets, self.config)
+        each = soft_cross_entropy(logits, targets, self.config, lesson.blur)
         right = logits.argmax(-1) == targets
         total = distributed.mean_weight(weights.sum())
         measures = {f"{batch.kind}_loss": (each * weights).sum() / total}
         measures[f"{batch.kind}_token"] = (right * weights).sum() / total
-        if batch.kind != "screen":
+        if batch.kind not in ("screen", "copy"):  # strange tokens that come back never end
             measures[f"{batch.kind}_whole"] = whole_answers(right, targets == self.tokenizer.eos)
         place = self._is_place(targets) & (weights == 1)
         if batch.kind == "screen" and bool(place.any()):
@@ -340,14 +345,14 @@ def whole_answers(right: Tensor, ends: Tensor) -> Tensor:
     return (wrong == 0).float().mean()
 
 
-def soft_cross_entropy(logits: Tensor, targets: Tensor, config: ModelConfig) -> Tensor:
+def soft_cross_entropy(logits: Tensor, targets: Tensor, config: ModelConfig, blur: float = 1.0) -> Tensor:
     """Return the cross entropy of each row of ``logits`` (N, V); coordinates are blurred over neighbours."""
     scores = logits.float().log_softmax(-1)
     plain = -scores.gather(1, targets[:, None])[:, 0]
     for first in (config.image.x_token, config.image.y_token):
         rows = ((targets >= first) & (targets < first + config.image.bins)).nonzero()[:, 0]
         if len(rows):
-            near = soften_coordinates(config.image.bins).to(scores)[targets[rows] - first]
+            near = soften_coordinates(config.image.bins, blur).to(scores)[targets[rows] - first]
             blurred = -(near * scores[rows, first : first + config.image.bins]).sum(-1)
             plain = plain.index_copy(0, rows, blurred)
     return plain

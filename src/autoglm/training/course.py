@@ -1,8 +1,9 @@
 """What the small pair of models is taught, in which order, for how many steps.
 
 A course is data. ``labels`` teaches what patches show, ``look-up`` the way from a name to a place, ``joint``
-all modalities in turn, ``practice`` the same with more speech. ``update`` starts from a release and teaches
-what the next one is the first to know, with the old data among the new, so that nothing is lost.
+all modalities in turn, ``practice`` the same with more speech. ``further`` starts from a release and goes on
+with all of it. ``update`` starts from a release too and teaches what the next one is the first to know, with
+the old data among the new, so that nothing is lost.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from autoglm.errors import ConfigError
+from autoglm.training.circuits import FINE
 from autoglm.training.intents import Release
 from autoglm.training.teaching import PLAIN, VARIED, Manner
 
@@ -31,6 +33,8 @@ class Lesson:
         patch_weight: of the loss on what patches show, after the middle block.
         stem_weight: of the same loss after the stem.
         name_weight: of the loss on what names mean, after the middle block.
+        place_weight: of the loss on where the labels of all patches are.
+        blur: of the coordinates to be written (see ``soften_coordinates``).
         sound_weight: of the CTC loss.
         pair_weight: of the loss on which screen or clip belongs to which words.
         labels_only: run the first blocks only, on patches and names.
@@ -58,6 +62,8 @@ class Lesson:
     patch_weight: float = 1.0
     stem_weight: float = 1.0
     name_weight: float = 0.3
+    place_weight: float = 0.0
+    blur: float = 1.0
     sound_weight: float = 0.5
     pair_weight: float = 0.0
     labels_only: bool = False
@@ -74,6 +80,11 @@ class Lesson:
     rates: tuple[tuple[str, float], ...] = ()
     fake_bits: int = 0
 
+    @property
+    def heads_only(self) -> bool:
+        """Whether nothing but the auxiliary heads is trained."""
+        return self.trained == (r"circuits\.",)
+
     def primer(self, step: int) -> float:
         """Return the share of easy screens at a step."""
         return max(0.0, 1 - step / (self.primed * self.steps)) if self.primed else 0.0
@@ -88,6 +99,7 @@ class Course:
         config: name of the model's sizes.
         release: the version whose knowledge is taught.
         lessons: in order.
+        follows: whether it starts from a release's weights.
         shards: of recordings, 500 each.
         new_shards: the same of commands to apps that the release is the first to know.
     """
@@ -96,7 +108,8 @@ class Course:
     config: str
     release: Release
     lessons: tuple[Lesson, ...]
-    shards: int = 24
+    follows: bool = False
+    shards: int = 32
     new_shards: int = 0
 
 
@@ -107,7 +120,7 @@ LABELS = Lesson(
     last_rate=0.2, gates=(("patch", 1500, 0.15), ("patch", 4000, 0.85)),
 )  # fmt: skip
 
-_ROWS = MappingProxyType({"screen": 12, "name": 24, "speech": 32, "text": 8, "long": 1})
+_ROWS = MappingProxyType({"screen": 12, "name": 24, "speech": 32, "text": 8, "copy": 4, "long": 1})
 LOOK_UP = Lesson(
     "look-up", 1800, 1.5e-3, ("screen",), _ROWS,
     patch_weight=0.5, stem_weight=0.3, look_up=True, gates=(("tap", 600, 0.45), ("tap", 1800, 0.80)),
@@ -117,7 +130,7 @@ LOOK_UP = Lesson(
 _IN_TURN = ("screen", "speech", "text", "screen", "speech", "long", "screen", "speech", "text")
 JOINT = Lesson(
     "joint", 3000, 8e-4, _IN_TURN, _ROWS,
-    patch_weight=0.6, stem_weight=0.4, pair_weight=0.2, manner=VARIED,
+    patch_weight=0.6, stem_weight=0.4, place_weight=0.3, pair_weight=0.2, manner=VARIED,
 )  # fmt: skip
 # Speech and text learn last and were still learning when the rate ran out: once more, mostly for them.
 _SPEECH_FIRST = (
@@ -133,6 +146,51 @@ PRACTICE = replace(
     manner=replace(VARIED, agent=0.3),
 )
 
+# A release has no auxiliary heads: they learn to read its streams before its weights move.
+HEADS = Lesson(
+    "heads", 200, 4e-3, ("screen", "speech"), _ROWS,
+    warmup=10, place_weight=0.5, fine_tune=True, trained=(r"circuits\.",),
+)  # fmt: skip
+# Heads that copy form in some four hundred steps of strange tokens, all at once, and never from dialogues.
+COPYING = replace(
+    PRACTICE,
+    name="copying",
+    steps=680,
+    learning_rate=1e-3,
+    warmup=30,
+    last_rate=0.8,
+    mix=(
+        *("copy", "copy", "copy", "text", "copy", "copy"),
+        *("copy", "screen", "copy", "copy", "copy", "speech"),
+    ),
+    pair_weight=0.0,  # what belongs together stays known without
+    blur=FINE,
+    fine_tune=True,
+    manner=replace(VARIED, agent=0.3, strange=0.9),
+)
+FURTHER = replace(
+    COPYING,
+    name="further",
+    steps=2000,
+    learning_rate=8e-4,
+    last_rate=0.05,
+    mix=(
+        *("speech", "screen", "text", "screen", "copy", "text", "speech", "screen"),
+        *("text", "speech", "text", "long", "screen", "text", "speech", "screen"),
+    ),
+    manner=replace(VARIED, agent=0.3, noise=0.45, strange=0.3),
+)
+# A step of text costs half of one of screens, and words are what was still being learnt.
+FLUENT = replace(
+    FURTHER,
+    name="fluent",
+    steps=3300,
+    mix=(
+        *("text", "speech", "text", "screen", "text", "speech", "text", "copy", "speech", "text"),
+        *("screen", "text", "speech", "text", "long", "copy", "speech", "text", "screen"),
+    ),
+)
+
 # An update that touches every weight a little costs more bytes than one that moves some of them far, and
 # learns less: the matrices that write into the stream, the end of the stem, the rows of tokens that the news
 # needs, and, for the look-up of new labels, the later blocks' queries and keys.
@@ -143,37 +201,33 @@ _WRITERS = (
     r"circuits\.",
 )
 NEWS = Lesson(
-    "news", 600, 5e-4, ("screen", "text", "speech", "text"), _ROWS,
-    warmup=20, patch_weight=0.3, stem_weight=0.0, sound_weight=0.2, pair_weight=0.0,
-    manner=replace(VARIED, agent=0.35), fine_tune=True, adam_eps=1e-7, anchor=8.0, keep=1.0,
+    "news", 450, 5e-4, ("screen", "text", "speech", "screen", "text"), _ROWS,
+    warmup=20, patch_weight=0.3, stem_weight=0.0, place_weight=0.15, sound_weight=0.2, pair_weight=0.0,
+    blur=FINE, manner=replace(VARIED, agent=0.35), fine_tune=True, adam_eps=1e-7, anchor=8.0, keep=1.0,
     trained=_WRITERS, rates=((r"model\.(image|table)\.", 2.0), (r"circuits\.", 2.0)),
 )  # fmt: skip
 NEWS_LOOK_UP = replace(
-    NEWS, name="news look-up", steps=600, learning_rate=4e-4, anchor=10.0,
+    NEWS, name="news look-up", steps=500, learning_rate=4e-4, anchor=10.0,
     mix=("screen", "text", "screen", "speech", "screen", "text", "long"),
     trained=(*_WRITERS, r"model\.blocks\.[345]\.qkv\."),
 )  # fmt: skip
 # Six apps share their names' first tokens with much that is known: typed, they need the most practice.
 NEWS_PRACTICE = replace(
-    NEWS, name="news practice", steps=500, anchor=6.0, mix=("text", "speech", "text", "screen", "text"),
+    NEWS, name="news practice", steps=150, anchor=6.0, mix=("text", "speech", "text", "screen", "text"),
 )  # fmt: skip
-# What was known before suffers: once more, all of it.
-NEWS_REHEARSAL = replace(
-    NEWS_PRACTICE, name="news rehearsal", steps=600, learning_rate=4e-4,
-    mix=("text", "speech", "text", "screen", "speech", "text", "screen"),
-)  # fmt: skip
-
-# Held to what it knows, it learns the news more slowly: most steps of all, on everything, on a longer leash.
+# Half of what is heard and read is news until here, and so every other name is taken for a new one. At last,
+# on a longer leash, as much of everything as it comes.
 NEWS_TOGETHER = replace(
-    NEWS_LOOK_UP, name="news together", steps=900, learning_rate=5e-4, anchor=4.0, keep=0.5,
-    mix=("text", "screen", "text", "speech", "screen", "text", "speech"),
+    NEWS_LOOK_UP, name="news together", steps=700, learning_rate=5e-4, anchor=4.0, keep=0.5,
+    mix=("text", "screen", "text", "speech", "screen", "text", "copy", "speech", "screen"),
+    manner=replace(NEWS.manner, news=0.3, strange=0.3),
 )  # fmt: skip
 
 # An adapter cannot touch the token table: it teaches topics but no new labels, and practises the rest.
 ADAPTER = Lesson(
     "adapter", 240, 3e-3, ("text", "text", "text", "screen"), _ROWS,
     warmup=20, patch_weight=0.0, stem_weight=0.0, name_weight=0.0, pair_weight=0.0,
-    manner=VARIED, fine_tune=True, trained=(r".*\.lora_[AB]$",),
+    blur=FINE, manner=VARIED, fine_tune=True, trained=(r".*\.lora_[AB]$",),
 )  # fmt: skip
 
 # The gate of all: what cannot learn sixty-four fixed screens by heart will not learn to read.
@@ -186,11 +240,13 @@ COURSES: Mapping[str, Course] = MappingProxyType(
     {
         "teacher": Course("teacher", "teacher-nano", "v1.2", (LABELS, LOOK_UP, JOINT, PRACTICE)),
         "student": Course("student", "nano", "v1.2", (LABELS, LOOK_UP, JOINT, PRACTICE)),
+        "further": Course("further", "nano", "v1.2", (HEADS, COPYING, FURTHER, FLUENT), follows=True),
         "update": Course(
             "update",
             "nano",
             "v1.3",
-            (NEWS, NEWS_LOOK_UP, NEWS_PRACTICE, NEWS_REHEARSAL, NEWS_TOGETHER),
+            (NEWS, NEWS_LOOK_UP, NEWS_PRACTICE, NEWS_TOGETHER),
+            follows=True,
             new_shards=2,
         ),
         "screens-by-heart": Course("screens-by-heart", "nano", "v1.2", (BY_HEART,)),

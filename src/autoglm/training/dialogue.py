@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from autoglm.errors import ConfigError
 from autoglm.training.actions import (
     AGENT_SYSTEM_PROMPT,
-    APPS,
+    COMMANDED_APPS,
     NEW_APPS,
     app_action,
     finish_action,
@@ -58,6 +58,7 @@ __all__ = [
     "APP_INTENTS",
     "HELP_INTENTS",
     "IDENTITY_INTENTS",
+    "NEW_APP_INTENTS",
     "Example",
     "Intent",
     "Phrases",
@@ -79,6 +80,7 @@ HELP_INTENTS = (
     *("greeting", "thanks", "goodbye"),
 )
 APP_INTENTS = ("launch_app", "close_app", "unknown_app")
+NEW_APP_INTENTS = ("launch_new_app", "close_new_app")  # held out only: training mixes them with the others
 
 _APP_WEIGHTS = {"launch_app": 3.0, "close_app": 2.0, "unknown_app": 2.0}
 _AGENT_WEIGHTS = {
@@ -89,7 +91,7 @@ _AGENT_WEIGHTS = {
     "greeting": 1.0,
     "identity": 1.0,
 }
-_NEW_APP_SHARE = 0.5  # of v1.3's app commands: what is new needs more practice than what is known
+_NEW_APP_SHARE = 0.2  # of v1.3's app commands among all that it knows
 _CROSSED = 0.1  # share of commands worded in the other language than the app's
 _TYPED = 0.6  # share of commands in wordings of the longer lists
 _COMMONEST = 0.1  # share of a topic's questions that are its first, most common wording
@@ -154,7 +156,8 @@ def held_out(
     """
     known = {intent.name: intent for intent in knowledge(release)}
     wanted = tuple(intents if intents is not None else IDENTITY_INTENTS + HELP_INTENTS)
-    if unknown := [name for name in wanted if name not in known and name not in APP_INTENTS]:
+    apps = APP_INTENTS if release == "v1.2" else APP_INTENTS + NEW_APP_INTENTS
+    if unknown := [name for name in wanted if name not in known and name not in apps]:
         raise ConfigError(f"release {release} has no topics named {unknown}")
     rng = random.Random(seed)
     found: dict[str, Example] = {}
@@ -230,9 +233,10 @@ def _question(rng: random.Random, intent: Intent, language: Language, *, held_ou
 def _command(rng: random.Random, name: str, release: Release, *, held_out: bool) -> Example:
     if name == "unknown_app":
         return _unknown_app(rng, held_out=held_out)
-    action = "Launch" if name == "launch_app" else "Close"
-    new = release == "v1.3" and rng.random() < _NEW_APP_SHARE
-    label = rng.choice([label for label in (NEW_APPS if new else APPS) if not is_held_out(action, label)])
+    action = "Launch" if name.startswith("launch") else "Close"
+    new = name in NEW_APP_INTENTS or (release == "v1.3" and rng.random() < _NEW_APP_SHARE)
+    apps = NEW_APPS if new else COMMANDED_APPS
+    label = rng.choice([app for app in apps if not is_held_out(action, app)])
     language = _command_language(rng, label)
     question = _command_text(rng, action, label, language, held_out=held_out)
     thought = _thought(action, label, language)

@@ -80,6 +80,11 @@ def share_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tensors if count == 1 else tuple(tensor[dist.get_rank() :: count] for tensor in tensors)
 
 
+def rows_for_all(count: int) -> int:
+    """Return the rows that a batch of ``count`` needs for every process to have one."""
+    return max(count, num_processes())
+
+
 def _check_rows(have: int, count: int) -> None:
     if have < count:
         raise ConfigError(f"a batch of {have} rows cannot be shared by {count} processes: start fewer")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from autoglm.model.layers import Block
 from autoglm.model.network import PhoneModel
@@ -19,7 +18,6 @@ _KEY_GAIN = 1.4
 _LOOK_UP_GAIN = 0.5
 # In bins, where an axis has 32; with more bins they grow, so that they stay the same shares of a screen.
 _BIN_SMOOTHING = 2.0
-_BIN_SOFTENING = 1.0
 _BINS = 32
 
 
@@ -59,10 +57,3 @@ def _start_block(block: Block) -> None:
             fused[i * dim : (i + 1) * dim] = key
             out[:, i * dim : (i + 1) * dim] = value.t()
     block.attention_post_norm.weight.fill_(_LOOK_UP_GAIN)
-
-
-def soften_coordinates(bins: int) -> Tensor:
-    """Return the target distribution (bins, bins) of every coordinate, blurred over its neighbours."""
-    index = torch.arange(bins).float()
-    near = torch.exp(-((index[:, None] - index[None]) ** 2) / (2 * (_BIN_SOFTENING * bins / _BINS) ** 2))
-    return near / near.sum(1, keepdim=True)

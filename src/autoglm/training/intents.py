@@ -29,6 +29,12 @@ _RELEASES: tuple[Release, ...] = get_args(Release)  # oldest first
 _SOURCE = Path(__file__).with_name("intents.toml")
 _ALTERNATIVES = re.compile(r"\(([^()]*)\)")
 _NOT_LETTERS = re.compile(r"[^\w]")
+# Alternatives that meet badly: a particle twice, a contraction apart from its word, a comma at the end.
+_SEAMS = (
+    (re.compile(r"([了吗吧是的呢])\1"), r"\1"),
+    (re.compile(r" ('(?:s|d|ve|re|ll|m)\b)"), r"\1"),
+    (re.compile(r",+$"), ""),
+)
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,15 @@ def held_out_forms() -> frozenset[str]:
 def _variants(line: str) -> tuple[str, ...]:
     """Expand ``"(a|b) c"`` to ``("a c", "b c")``."""
     parts = [part.split("|") for part in _ALTERNATIVES.split(line)]
-    return tuple(dict.fromkeys(" ".join("".join(pick).split()) for pick in itertools.product(*parts)))
+    return tuple(dict.fromkeys(_sewn("".join(pick)) for pick in itertools.product(*parts)))
+
+
+def _sewn(text: str) -> str:
+    """Return a variant with one space between words and its seams mended."""
+    text = " ".join(text.split())
+    for pattern, replacement in _SEAMS:
+        text = pattern.sub(replacement, text)
+    return text
 
 
 @functools.cache

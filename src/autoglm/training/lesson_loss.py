@@ -16,6 +16,7 @@ from autoglm.model.config import ModelConfig
 from autoglm.model.prompt import PromptBuilder
 from autoglm.model.tokenizer import Tokenizer
 from autoglm.model.weights import build_model
+from autoglm.training.circuits import FINE
 from autoglm.training.classroom import embedded, soft_cross_entropy
 from autoglm.training.dialogue import (
     APP_INTENTS,
@@ -76,7 +77,7 @@ class LessonLoss:
         for batch in self.batches:
             asked = batch.targets != IGNORED
             hidden, _ = model(embedded(model, batch)[2], batch.positions, batch.bias)
-            losses = soft_cross_entropy(model.logits(hidden[asked]), batch.targets[asked], self.config)
+            losses = soft_cross_entropy(model.logits(hidden[asked]), batch.targets[asked], self.config, FINE)
             total += float((losses * batch.weights[asked]).sum())
             weight += float(batch.weights[asked].sum())
         return total / weight

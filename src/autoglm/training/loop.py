@@ -244,6 +244,7 @@ class Loop:
             "task": self.task.name,
             "seed": self.seed,
             "lesson": self.lesson_index,
+            "lessons": [lesson.name for lesson in self.lessons[: self.lesson_index + (self.step > 0)]],
             "step": self.step,
             "seconds": self.seconds,
             "measures": distributed.average_measures(self.measures),
@@ -263,6 +264,9 @@ class Loop:
         content = torch.load(path, weights_only=True, map_location="cpu")
         if (content.get("task"), content["seed"]) != (self.task.name, self.seed):
             raise ConfigError(f"{path} belongs to another run: give another directory")
+        begun = content["lessons"]
+        if begun != [lesson.name for lesson in self.lessons[: len(begun)]]:
+            raise ConfigError(f"{path} has had other lessons, {', '.join(begun)}: give another directory")
         for name, module in self.task.modules.items():
             load_whole(module, content[name])
         self.lesson_index, self.step = content["lesson"], content["step"]

@@ -139,12 +139,6 @@ def draw_needles(
     return "".join(sentences), asked
 
 
-def draw_needle(rng: random.Random, tokenizer: Tokenizer, tokens: int) -> tuple[str, str, str]:
-    """Return a text of about ``tokens`` tokens, a question, and its answer; other facts stand in it too."""
-    text, asked = draw_needles(rng, tokenizer, tokens, most=6)
-    return text, *asked[0]
-
-
 def _filling(rng: random.Random, tokenizer: Tokenizer, language: str, room: int) -> list[str]:
     lengths = {text: len(tokenizer.encode(text)) for text in _FILL[language]}
     sentences: list[str] = []

@@ -1,8 +1,8 @@
 """What v1.3 is the first to know, and how it is practised among all that it knew before.
 
 New are six apps, on screens and in commands; eight topics; and two ways to touch what stands on a screen
-(long press and double tap). About half of what an update sees is news; the rest is the old data, so that
-nothing is lost. What is new occurs in no data of v1.2.
+(long press and double tap). A lesson's manner says how much of what an update sees is news (``Manner.news``);
+the rest is the old data, so that nothing is lost. What is new occurs in no data of v1.2.
 
     >>> [item.kind for item in whats_new("v1.3")][:2]
     ['app', 'app']
@@ -20,14 +20,12 @@ from autoglm.training.actions import NEW_APPS, app_action, is_chinese, is_held_o
 from autoglm.training.dialogue import training_examples
 from autoglm.training.intents import Release, knowledge, new_intents, split
 from autoglm.training.rows import Slot
-from autoglm.training.scenes.asking import centre_of_box
-from autoglm.training.scenes.canvas import Element
+from autoglm.training.scenes.canvas import Element, centre_of_box
 from autoglm.training.scenes.labels import NEW_WORDS, Label
 from autoglm.training.scenes.scene import Scene, draw_primer, draw_scene
 from autoglm.training.tasks import Task, draw_task
-from autoglm.training.teaching import Manner, Teacher
+from autoglm.training.teaching import PLAIN, Manner, Teacher
 
-FOCUS = 0.5  # share of screens and conversations that are about what is new
 _NEW_TASKS = 0.4  # share of an agent's tasks
 _KNOWN_BESIDE = 12  # known words that a screen of new ones may show
 _PATIENCE = 400  # examples looked through for one on a new topic
@@ -119,7 +117,7 @@ def _launch(rng: random.Random, app: str, held_out: bool) -> Task:
 
 
 class NewsTeacher(Teacher):
-    """Makes batches of which about half are about what a release is the first to know."""
+    """Makes batches of which a share is about what a release is the first to know."""
 
     def __init__(self, tokenizer: Tokenizer, config: ModelConfig, release: Release) -> None:
         super().__init__(tokenizer, config, release)
@@ -131,18 +129,20 @@ class NewsTeacher(Teacher):
             token for action in _TOUCHES for token in tokenizer.encode(f'do(action="{action}", element=')
         }
 
-    def scenes(self, rng: random.Random, count: int, primer: float = 0.0) -> list[Scene]:
-        """Draw screens; half of them show few known words beside the new ones."""
+    def scenes(
+        self, rng: random.Random, count: int, primer: float = 0.0, manner: Manner = PLAIN
+    ) -> list[Scene]:
+        """Draw screens; those about what is new show few known words beside the new ones."""
         size = 16 + 8 * primer, 26 + 8 * primer
         return [
             draw_primer(rng, self.words, self.icons, size)
             if rng.random() < primer
-            else draw_scene(rng, self._shown(rng), self.icons)
+            else draw_scene(rng, self._shown(rng, manner), self.icons)
             for _ in range(count)
         ]
 
-    def _shown(self, rng: random.Random) -> Sequence[Label]:
-        if rng.random() >= FOCUS:
+    def _shown(self, rng: random.Random, manner: Manner) -> Sequence[Label]:
+        if rng.random() >= manner.news:
             return self.words
         known = [label for label in self.words if label not in self.news]
         return (*self.news, *rng.sample(known, _KNOWN_BESIDE))
@@ -152,8 +152,8 @@ class NewsTeacher(Teacher):
         return draw_new_task(rng, scene) if rng.random() < _NEW_TASKS else draw_task(rng, scene)
 
     def dialogue_slot(self, rng: random.Random, manner: Manner) -> Slot:
-        """Return one conversation; half of them are on a new topic or name a new app."""
-        if rng.random() >= FOCUS:
+        """Return one conversation; a share of them is on a new topic or names a new app."""
+        if rng.random() >= manner.news:
             return super().dialogue_slot(rng, manner)
         drawn = training_examples(rng, _PATIENCE, release=self.release)
         wanted = (each for each in drawn if each.intent in self.topics or each.answer in self.actions)

@@ -10,11 +10,11 @@ from autoglm.training.loop import CURVE_NAME
 
 _LOSSES = (
     *("image_loss", "audio_loss", "screen_loss", "speech_loss", "text_loss", "long_loss"),
-    *("patch_loss", "ctc", "kl_loss", "hidden_loss"),
+    *("copy_loss", "patch_loss", "ctc", "kl_loss", "hidden_loss"),
 )
 _SHARES = (
     *("patch", "tap", "image_token", "audio_token", "screen_token", "speech_token", "text_token"),
-    *("long_token", "agreement"),
+    *("long_token", "copy_token", "place", "agreement"),
 )
 
 

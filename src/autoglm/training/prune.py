@@ -183,7 +183,7 @@ def _old_name(name: str, blocks: list[int]) -> tuple[str, int]:
 # Which dimensions of an auxiliary head's weight run over the stream's channels.
 _CIRCUIT_DIMS: tuple[tuple[str, tuple[int, ...]], ...] = (
     (r"turns", (1, 2)),
-    (r"background|(stem|sound)\.weight", (1,)),
+    (r"background|(stem|sound|place)\.weight", (1,)),
     (r".*_norm\.weight", (0,)),
 )
 

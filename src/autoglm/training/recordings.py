@@ -19,13 +19,13 @@ import numpy as np
 
 from autoglm.errors import ConfigError
 from autoglm.files import durable_file, make_directory, sha256_file, write_durably
-from autoglm.training.actions import APPS
+from autoglm.training.actions import COMMANDED_APPS
 from autoglm.training.speech import HELD_OUT_VOICES, synthesize
 from autoglm.training.utterances import Kind, Utterance, draw_utterance
 
 SHARD_CLIPS = 500
 _INDEX_NAME = "recordings.json"
-_FORMAT = 2  # raise it when what is synthesised changes
+_FORMAT = 3  # raise it when what is synthesised changes
 _WORKERS = 2
 
 # Variants of espeak-ng's voices; those of HELD_OUT_VOICES and UNHEARD are kept for scores.
@@ -111,7 +111,7 @@ def record(
     count: int,
     *,
     kind: Kind | None = None,
-    apps: Sequence[str] = APPS,
+    apps: Sequence[str] = COMMANDED_APPS,
     unheard: bool = False,
     held_out: bool = False,
     held_out_pairs: bool = False,
@@ -157,7 +157,7 @@ class RecordingStore:
         num_shards: int,
         *,
         kind: Kind | None = None,
-        apps: Sequence[str] = APPS,
+        apps: Sequence[str] = COMMANDED_APPS,
     ) -> None:
         """Prepare to read or make shards.
 

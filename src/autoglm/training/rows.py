@@ -53,7 +53,7 @@ class Batch:
     """One step's data: B rows of T tokens.
 
     Attributes:
-        kind: ``screen``, ``speech``, ``text`` or ``long``.
+        kind: ``screen``, ``speech``, ``text``, ``copy`` or ``long``.
         ids: (B, T) long.
         positions: (B, T, 3) long.
         bias: (B, 1, T, T) float32, additive mask.
@@ -64,6 +64,7 @@ class Batch:
         media_at: index of the first media token.
         classes: (B, patches, 2) long: what each patch shows; screens only.
         shares: (B, patches, 2) float32: how much of it.
+        places: (B, patches, 2) long: bins of the middle of what each patch shows, -100 where nothing is.
         transcripts: what is said; speech only.
         words: (B, W) long: the words that belong to each row's media, 0 where they have ended.
     """
@@ -79,6 +80,7 @@ class Batch:
     media_at: int = 0
     classes: Tensor | None = None
     shares: Tensor | None = None
+    places: Tensor | None = None
     transcripts: tuple[str, ...] = ()
     words: Tensor | None = None
 

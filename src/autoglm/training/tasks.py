@@ -13,8 +13,7 @@ from typing import Any
 
 from autoglm.training.actions import APPS, app_action, finish_action, is_chinese, is_held_out, tap_action
 from autoglm.training.intents import split
-from autoglm.training.scenes.asking import centre_of_box
-from autoglm.training.scenes.canvas import Element
+from autoglm.training.scenes.canvas import Element, centre_of_box
 from autoglm.training.scenes.labels import Label
 from autoglm.training.scenes.phrasing import compose
 from autoglm.training.scenes.scene import Scene

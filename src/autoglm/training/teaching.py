@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,10 +26,19 @@ from autoglm.training.dialogue import Example, Release, agent_examples, training
 from autoglm.training.lexicon import GRAMMAR, MERGE_TOKEN
 from autoglm.training.needles import draw_needles
 from autoglm.training.recordings import Recording, disturb
+from autoglm.training.repeating import draw_repetition
 from autoglm.training.rows import Batch, Slot, pack
 from autoglm.training.scenes.asking import Asked, questions
 from autoglm.training.scenes.labels import class_of
-from autoglm.training.scenes.scene import Scene, draw_primer, draw_scene, icons, patch_truth, words_known
+from autoglm.training.scenes.scene import (
+    Scene,
+    draw_primer,
+    draw_scene,
+    icons,
+    patch_places,
+    patch_truth,
+    words_known,
+)
 from autoglm.training.tasks import AGENT_TASK_PROMPT, Task, draw_task
 
 ROW_TOKENS = 256
@@ -53,6 +62,8 @@ class Manner:
         transcribe: share of clips that are also to be written down.
         template: weight of tokens that never vary.
         longest: tokens of the longest prompts.
+        strange: share of what is copied that is random tokens, and no conversation.
+        news: of an update: share of screens, conversations and spoken commands that are about what is new.
     """
 
     agent: float = 0.0
@@ -61,6 +72,8 @@ class Manner:
     transcribe: float = 0.6
     template: float = 0.1
     longest: int = 1900
+    strange: float = 0.5
+    news: float = 0.5
 
 
 PLAIN = Manner()
@@ -82,7 +95,9 @@ class Teacher:
 
     # Screens
 
-    def scenes(self, rng: random.Random, count: int, primer: float = 0.0) -> list[Scene]:
+    def scenes(
+        self, rng: random.Random, count: int, primer: float = 0.0, manner: Manner = PLAIN
+    ) -> list[Scene]:
         """Draw screens; the share ``primer`` of them is as easy as this share is large."""
         size = 16 + 8 * primer, 26 + 8 * primer
         return [
@@ -103,7 +118,7 @@ class Teacher:
 
     def screens(self, rng: random.Random, count: int, manner: Manner = PLAIN) -> Batch:
         """Return ``count`` screens with nine questions each, or six tasks for an agent."""
-        scenes = self.scenes(rng, count)
+        scenes = self.scenes(rng, count, manner=manner)
         agent = rng.random() < manner.agent  # the whole batch, so that prefixes align
         full = rng.random() < 0.6
         rows: list[list[Slot]] = []
@@ -120,7 +135,16 @@ class Teacher:
         builder = self._opening(agent, full)
         builder.image(images[0])
         batch = pack("screen", builder, rows)
-        return replace(batch, media=images, classes=classes, shares=shares, words=self._captions(scenes))
+        image = self.config.image
+        places = np.stack([patch_places(scene, image.patch, image.bins) for scene in scenes])
+        return replace(
+            batch,
+            media=images,
+            classes=classes,
+            shares=shares,
+            places=torch.from_numpy(places),
+            words=self._captions(scenes),
+        )
 
     def question_slot(self, rng: random.Random, asked: Asked, manner: Manner, *, agent: bool) -> Slot:
         """Return one question about a screen as a slot."""
@@ -231,15 +255,28 @@ class Teacher:
 
     def text(self, rng: random.Random, count: int, manner: Manner = PLAIN) -> Batch:
         """Return ``count`` rows of about :data:`ROW_TOKENS` tokens of dialogues."""
+        return self._filled("text", count, lambda: self.dialogue_slot(rng, manner))
+
+    def copies(self, rng: random.Random, count: int, manner: Manner = PLAIN) -> Batch:
+        """Return ``count`` such rows of what can only be copied: strange tokens, and conversations."""
+        return self._filled("copy", count, lambda: self._copied_slot(rng, manner))
+
+    def _copied_slot(self, rng: random.Random, manner: Manner) -> Slot:
+        if rng.random() < manner.strange:
+            return draw_repetition(rng, self.tokenizer, self.config)
+        return self.conversation_slot(draw_conversation(rng).turns, manner)
+
+    def _filled(self, kind: str, count: int, draw: Callable[[], Slot]) -> Batch:
+        """Return rows, each filled with slots to its length."""
         rows: list[list[Slot]] = []
         for _ in range(count):
             slots: list[Slot] = []
             while sum(len(slot.ids) for slot in slots) < ROW_TOKENS:
-                slots.append(self.dialogue_slot(rng, manner))
+                slots.append(draw())
             rows.append(slots)
         builder = PromptBuilder(self.tokenizer, self.config)
         builder.tokens(self.tokenizer.bos)
-        return pack("text", builder, rows)
+        return pack(kind, builder, rows)
 
     def dialogue_slot(self, rng: random.Random, manner: Manner) -> Slot:
         """Return one conversation: plain, thinking, an agent's, after earlier turns, or one to copy from."""

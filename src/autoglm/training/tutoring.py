@@ -25,11 +25,13 @@ from autoglm.files import make_directory, write_durably
 from autoglm.model.config import CONFIGS, ModelConfig
 from autoglm.model.layers import RmsNorm
 from autoglm.model.network import PhoneModel
+from autoglm.model.weights import TOKENIZER_NAME
 from autoglm.training import distributed
 from autoglm.training.classroom import Classroom, Measured, embedded
 from autoglm.training.course import Course, Lesson
 from autoglm.training.distill import SETTINGS_NAME, Distillation, divergence, stream_distance, streams
 from autoglm.training.importance import Importance, Observer
+from autoglm.training.loop import CHECKPOINT_NAME
 from autoglm.training.rows import IGNORED, Batch
 from autoglm.training.sharding import load_whole
 from autoglm.training.sources import ALPHABET_NAME, Source
@@ -140,7 +142,7 @@ class TutoredClassroom(Classroom):
             return super()._word_loss(lesson, hidden, batch)
         asked = batch.targets != IGNORED
         mine, weights = self._answered(self.model, hidden, batch, asked), batch.weights[asked]
-        answers, measures = self._graded(mine, batch, asked)
+        answers, measures = self._graded(lesson, mine, batch, asked)
         theirs, total = self._taught(batch, asked), distributed.mean_weight(weights.sum())
         each = divergence(mine, theirs, self.settings.direction, self.settings.temperature)
         loss = (each * weights).sum() / total
@@ -202,10 +204,18 @@ def claim(directory: Path, settings: Distillation, teacher: Source, student: Sou
 
 
 def keep_words(directory: Path, source: Source) -> None:
-    """Give a run the tokenizer and the alphabet of the model that it begins with."""
+    """Give a run the tokenizer and the alphabet of the model that it begins with.
+
+    Raises:
+        ConfigError: the directory holds a run with other tokens.
+    """
     make_directory(directory)
+    kept = directory / TOKENIZER_NAME
+    begun = (directory / CHECKPOINT_NAME).exists() and kept.exists()
+    if begun and kept.read_bytes() != source.tokenizer.encode():
+        raise ConfigError(f"{directory} holds a run with another tokenizer: give another directory")
     if distributed.is_first():
-        write_durably(directory / "tokenizer.json", source.tokenizer.encode())
+        write_durably(kept, source.tokenizer.encode())
         if source.alphabet:
             write_durably(directory / ALPHABET_NAME, source.alphabet.encode())
 
@@ -215,6 +225,11 @@ def load_source(room: Classroom, source: Source) -> None:
     counters = {name: value for name, value in room.model.state_dict().items() if name.endswith("tracked")}
     load_whole(room.model, {**counters, **source.state})
     if source.circuits:
+        if missing := sorted(set(room.circuits.state_dict()) - set(source.circuits)):
+            raise ConfigError(
+                f"the auxiliary heads to go on with have no {', '.join(missing)}: "
+                "they were trained without; go on from the release alone, without its run"
+            )
         room.circuits.load_state_dict(dict(source.circuits))
 
 

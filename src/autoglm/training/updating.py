@@ -26,14 +26,15 @@ from autoglm.model.tokenizer import Tokenizer
 from autoglm.training import distributed
 from autoglm.training.actions import NEW_APPS
 from autoglm.training.adapter import AdapterConfig, attach
-from autoglm.training.classroom import Classroom, Measured, recording_store
+from autoglm.training.classroom import Classroom, Measured
 from autoglm.training.course import Course, Lesson
 from autoglm.training.distill import divergence
 from autoglm.training.intents import Release, knowledge, new_intents
-from autoglm.training.news import FOCUS, whats_new
+from autoglm.training.news import whats_new
 from autoglm.training.recordings import Recording, RecordingStore
 from autoglm.training.rows import IGNORED, Batch
 from autoglm.training.sources import Source
+from autoglm.training.teaching import PLAIN, Manner
 from autoglm.training.tutoring import half_norms, keep_words, last_stream, load_source
 from autoglm.training.utterances import spoken_answers
 
@@ -70,13 +71,16 @@ class UpdateClassroom(Classroom):
         Raises:
             ConfigError: the course is a first release's, which follows none.
         """
-        if course.release == "v1.2":
+        if not course.follows:
             raise ConfigError(f"course {course.name!r} starts from nothing: it takes no base")
         keep_words(directory, base)
         super().__init__(directory, course, seed=seed, config=base.config, workers=workers, data=data)
         load_source(self, base)
         self._base = {name: value.to(self.device) for name, value in base.state.items()}
         self._kept_scales = dict(scales or {})
+        self._old_and_new: tuple[list[Recording], list[Recording]] | None = None
+        self._heard: dict[float, list[Recording]] = {}
+        self._begun_from = base.digest
         self._elder: PhoneModel | None = None
         if any(lesson.keep for lesson in course.lessons):
             self._elder = half_norms(base.load().model.to(self.device)).requires_grad_(False)
@@ -89,7 +93,8 @@ class UpdateClassroom(Classroom):
     @property
     def name(self) -> str:
         """What a checkpoint belongs to."""
-        return super().name if self.adapter is None else f"{super().name}/{self.adapter}"
+        name = f"{super().name}/from {self._begun_from}"
+        return name if self.adapter is None else f"{name}/{self.adapter}"
 
     @property
     def scales(self) -> Mapping[str, Tensor]:
@@ -108,7 +113,7 @@ class UpdateClassroom(Classroom):
             return super()._word_loss(lesson, hidden, batch)
         asked = batch.targets != IGNORED
         mine = self.model.logits(hidden[asked])
-        total, measures = self._graded(self.unopposed(mine, batch.ids[asked]), batch, asked)
+        total, measures = self._graded(lesson, self.unopposed(mine, batch.ids, asked), batch, asked)
         # All tokens count, also those that :class:`Unopposed` takes out: what was never trained drifts first.
         theirs = self._said_before(self._elder, batch, asked)
         weights = batch.weights[asked] * (theirs.argmax(-1) == batch.targets[asked])
@@ -121,16 +126,16 @@ class UpdateClassroom(Classroom):
         """Return the release's own logits (N, V) at the places asked for."""
         return elder.logits(last_stream(elder, batch)[asked])
 
-    def recordings(self) -> list[Recording]:
-        """Return old recordings with the release's answers, and new commands as often as the focus wants."""
-        if self._recordings is None:
+    def recordings(self, manner: Manner = PLAIN) -> list[Recording]:
+        """Return old recordings with the release's answers, and new commands as often as the manner wants."""
+        if self._old_and_new is None:
             new = new_recordings(self.directory, self.course, self.seed)
             with distributed.first_before_others():
-                recording_store(self.data, self.course, self.seed).prepare()
                 new.prepare()
-            old = recording_store(self.data, self.course, self.seed).load()
-            self._recordings = mixed(old, new.load(), self.course.release)
-        return self._recordings
+            self._old_and_new = super().recordings(), new.load()
+        if manner.news not in self._heard:
+            self._heard[manner.news] = mixed(*self._old_and_new, self.course.release, manner.news)
+        return self._heard[manner.news]
 
     def _only_new_rows(self) -> Callable[[Tensor], Tensor]:
         """Return a hook that keeps the gradient of those rows of the table that the news needs."""
@@ -156,10 +161,18 @@ def new_tokens(tokenizer: Tokenizer, release: Release) -> set[int]:
     return {token for text in texts for token in tokenizer.encode(text)}
 
 
-def mixed(old: Sequence[Recording], new: Sequence[Recording], release: Release) -> list[Recording]:
-    """Return old recordings answered as a release does, and new ones repeated to half of all commands."""
+def mixed(
+    old: Sequence[Recording], new: Sequence[Recording], release: Release, share: float = 0.5
+) -> list[Recording]:
+    """Return old recordings answered as a release does, and new ones repeated to a share of all commands.
+
+    Raises:
+        ConfigError: the share is not at least 0 and less than 1.
+    """
+    if not 0 <= share < 1:
+        raise ConfigError(f"{share} of all commands cannot be new: at least 0, and less than 1")
     answers = spoken_answers(release)
     renewed = [replace(each, answer=answers[each.text]) if each.kind == "question" else each for each in old]
     commands = sum(each.kind == "command" for each in old)
-    times = max(1, round(FOCUS / (1 - FOCUS) * commands / len(new))) if new else 0
+    times = max(1, round(share / (1 - share) * commands / len(new))) if new and share else 0
     return [*renewed, *list(new) * times]

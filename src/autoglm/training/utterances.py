@@ -15,8 +15,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from autoglm.training.actions import APPS, app_action, is_chinese, is_held_out
-from autoglm.training.intents import LANGUAGES, Language, Release, knowledge, split
+from autoglm.training.actions import COMMANDED_APPS, NEW_APPS, app_action, is_chinese, is_held_out
+from autoglm.training.intents import (
+    LANGUAGES,
+    Language,
+    Release,
+    held_out_forms,
+    knowledge,
+    plain_form,
+    split,
+)
 from autoglm.training.wordings import COMMANDS, TYPED_COMMANDS
 
 Kind = Literal["command", "question", "dictation"]
@@ -158,7 +166,7 @@ def draw_utterance(
     rng: random.Random,
     kind: Kind | None = None,
     *,
-    apps: Sequence[str] = APPS,
+    apps: Sequence[str] = COMMANDED_APPS,
     held_out: bool = False,
     held_out_pairs: bool = False,
 ) -> Utterance:
@@ -203,7 +211,8 @@ def _question(rng: random.Random, held_out: bool) -> Utterance:
     while True:
         phrases = intents[rng.choice(_ASKED)].phrases[language]
         text = rng.choice(rng.choice(phrases.cores(held_out=held_out))).rstrip("!")
-        if len(text) <= _LONGEST_QUESTION:
+        secret = not held_out and plain_form(text) in held_out_forms()
+        if len(text) <= _LONGEST_QUESTION and not secret:
             return Utterance("question", text, phrases.answer, language)
 
 
@@ -230,8 +239,9 @@ def spoken_answers(release: Release) -> dict[str, str]:
 def spoken_characters() -> str:
     """Return every character that is ever said, sorted: the alphabet of transcripts."""
     texts = [text for lists in (_TIMES, _DEEDS, _FRAMES) for texts in lists.values() for text in texts]
-    texts += [text for texts in (*COMMANDS.values(), *_VERBS.values()) for text in texts]
-    texts += list(APPS)
+    commands = (COMMANDS, TYPED_COMMANDS, _VERBS)
+    texts += [text for lists in commands for texts in lists.values() for text in texts]
+    texts += [*COMMANDED_APPS, *NEW_APPS]
     for intent in knowledge("v1.3"):
         if intent.name in _ASKED:
             texts += [text for phrases in intent.phrases.values() for text in phrases.questions]

@@ -101,7 +101,7 @@ def long_tasks(examiner: Examiner, release: Release) -> list[Item]:
     count = examiner.count(64)
     rng = sources.stream(examiner.seed, "long")
     asked = sources.scene_items("long", examiner.seed, -(-count // 16), sources.known_labels())
-    asked = asked[: count // 2] + sources.command_items(examiner.seed, count - count // 2, release)
+    asked = asked[: count // 2] + sources.command_items(examiner.seed, count - count // 2)
     earlier = sources.topic_items(examiner.seed + 1, min(100, 16 * 14), release)
     return [_after_talk(examiner, rng, item, earlier) for item in asked]
 

@@ -31,9 +31,9 @@ def topics(examiner: Examiner, release: Release) -> dict[str, Score]:
     return examiner.scores(sources.topic_items(examiner.seed, examiner.count(200), release))
 
 
-def commands(examiner: Examiner, release: Release) -> dict[str, Score]:
-    """Typed commands to open and close apps."""
-    return examiner.scores(sources.command_items(examiner.seed, examiner.count(200), release))
+def commands(examiner: Examiner, _release: Release) -> dict[str, Score]:
+    """Typed commands to open and close apps, the same for every release."""
+    return examiner.scores(sources.command_items(examiner.seed, examiner.count(200)))
 
 
 def thinking(examiner: Examiner, release: Release) -> dict[str, Score]:
@@ -140,9 +140,10 @@ def transcription(examiner: Examiner, _release: Release) -> dict[str, Score]:
 
 
 def news(examiner: Examiner, _release: Release) -> dict[str, Score]:
-    """What v1.3 adds: topics, labels on buttons and on real screens, labels by voice, ways to touch."""
+    """What v1.3 adds: topics, apps, labels on buttons and real screens and by voice, ways to touch."""
     labels, seed = sources.new_labels(), examiner.seed
     scores = examiner.scores(sources.new_topic_items(seed, examiner.count(200)))
+    scores |= examiner.scores(sources.new_command_items(seed, examiner.count(64)))
     scenes = sources.scene_items("new_scenes", seed, examiner.count(32, per=4), labels, shapes=False)
     scores |= examiner.scores(scenes, "new_scenes")
     scores |= examiner.scores(sources.new_task_items(seed, examiner.count(64)))

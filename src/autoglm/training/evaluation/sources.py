@@ -19,12 +19,13 @@ from PIL import Image
 from autoglm.model.audio import SAMPLE_RATE
 from autoglm.model.prompt import AudioPart, ImagePart, Message, TextPart
 from autoglm.model.transcription import transcription_messages
-from autoglm.training.actions import APPS, NEW_APPS, is_chinese, parse_action, tap_action
+from autoglm.training.actions import COMMANDED_APPS, NEW_APPS, is_chinese, parse_action, tap_action
 from autoglm.training.copying import KINDS, draw_conversation
 from autoglm.training.dialogue import (
     APP_INTENTS,
     HELP_INTENTS,
     IDENTITY_INTENTS,
+    NEW_APP_INTENTS,
     Example,
     Release,
     agent_examples,
@@ -88,14 +89,19 @@ def topic_items(seed: int, count: int, release: Release) -> list[Item]:
     return _dialogue("topics", seed, count, release, IDENTITY_INTENTS[1:] + HELP_INTENTS)
 
 
-def command_items(seed: int, count: int, release: Release) -> list[Item]:
-    """Give typed commands in held-out wordings."""
-    return _dialogue("commands", seed, count, release, APP_INTENTS)
+def command_items(seed: int, count: int) -> list[Item]:
+    """Give typed commands in held-out wordings, to apps that every release knows."""
+    return _dialogue("commands", seed, count, "v1.2", APP_INTENTS)
 
 
 def new_topic_items(seed: int, count: int) -> list[Item]:
     """Ask what only the newest release can answer."""
     return _dialogue("new_topics", seed, count, "v1.3", new_intents("v1.3"))
+
+
+def new_command_items(seed: int, count: int) -> list[Item]:
+    """Give typed commands to apps that only the newest release knows."""
+    return _dialogue("new_commands", seed, count, "v1.3", NEW_APP_INTENTS)
 
 
 def agent_items(seed: int, count: int, release: Release) -> list[Item]:
@@ -277,7 +283,7 @@ def spoken_items(name: str, seed: int, count: int) -> list[Item]:
         rng,
         count,
         kind="command",
-        apps=NEW_APPS if name == "new_speech" else APPS,
+        apps=NEW_APPS if name == "new_speech" else COMMANDED_APPS,
         unheard=name != "speech_pairs",
         held_out=name in ("speech_voices", "speech_both"),
         held_out_pairs=name in ("speech_pairs", "speech_both"),

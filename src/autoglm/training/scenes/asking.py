@@ -17,7 +17,7 @@ from typing import Literal
 
 from autoglm.training.actions import tap_action
 from autoglm.training.intents import split
-from autoglm.training.scenes.canvas import Box, Element
+from autoglm.training.scenes.canvas import Element, centre_of_box, coordinate
 from autoglm.training.scenes.labels import Label, class_of
 from autoglm.training.scenes.phrasing import compose
 from autoglm.training.scenes.scene import Scene
@@ -134,16 +134,6 @@ def questions(
     return asked
 
 
-def centre_of_box(box: Box) -> tuple[int, int]:
-    """Return the middle of a box in coordinates of 0 to 999."""
-    left, top, right, bottom = box
-    return _coordinate((left + right) / 2), _coordinate((top + bottom) / 2)
-
-
-def _coordinate(share: float) -> int:
-    return min(999, max(0, int(share * 1000)))
-
-
 def _tap(rng: random.Random, element: Element, held_out: bool) -> Asked:
     language = _language(rng, element.label)
     name = element.label.name(language)
@@ -157,7 +147,7 @@ def _read(rng: random.Random, element: Element, held_out: bool) -> Asked:
     left, top, right, bottom = element.shown
     x = left + (right - left) * rng.uniform(0.25, 0.75)
     y = top + (bottom - top) * rng.uniform(0.3, 0.7)
-    place = f"[{_coordinate(x)},{_coordinate(y)}]"
+    place = f"[{coordinate(x)},{coordinate(y)}]"
     prompt = _worded(rng, "read", place, language, held_out)
     name = element.label.name(language)
     return Asked("read", prompt, name, element.label, name, element, language)

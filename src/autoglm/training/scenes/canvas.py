@@ -39,6 +39,17 @@ class Element:
     touch: Box
 
 
+def coordinate(share: float) -> int:
+    """Return the coordinate, 0 to 999, of a share of the screen."""
+    return min(999, max(0, int(share * 1000)))
+
+
+def centre_of_box(box: Box) -> tuple[int, int]:
+    """Return the middle of a box in coordinates."""
+    left, top, right, bottom = box
+    return coordinate((left + right) / 2), coordinate((top + bottom) / 2)
+
+
 @dataclass(frozen=True)
 class Style:
     """How all of one screen looks.

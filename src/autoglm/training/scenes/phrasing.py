@@ -1,7 +1,7 @@
 """Thousands of ways to ask about a screen, put together from short lists: what training hears.
 
 Few whole sentences teach sentences; many parts in many orders teach the words. What is held out
-(:mod:`autoglm.training.scenes.asking`) never comes out of here, whatever stands around it.
+(:mod:`autoglm.training.scenes.asking`) never comes out of here, but for longer sentences that contain it.
 
     >>> compose(random.Random(1), "tap", "en")
     'please locate "{}"'
@@ -27,6 +27,8 @@ _TAP_ZH: _Forms = {
             "<ask><find><what><end>",
             "<ask><find><what>,<then><end>",
             "<what><where>",
+            "<what><where>",
+            "<wonder><what><where>",
         ),
     ),
     "ask": (
@@ -47,14 +49,17 @@ _TAP_ZH: _Forms = {
     "then": ("点它", "点击它", "点一下", "按一下", "点开", "然后点击", "再点进去", "轻触"),
     "where": (
         *("在哪", "在哪儿", "在什么地方", "在屏幕的哪里", "在屏幕什么位置", "的位置", "的位置在哪里"),
-        *("在哪个位置", "要点哪里", "在哪一块", "的坐标是多少", "在哪边", "位于哪里"),
+        *("在哪个位置", "要点哪里", "在哪一块", "的坐标是多少", "在哪边", "位于哪里", "在哪呢", "在哪儿呀"),
+        *("放在哪里了", "究竟在哪", "藏在哪里", "在这一屏的哪里", "在页面的哪里", "得点哪里"),
+        *("在哪一行", "在哪个角落", "应该点哪里", "在什么位置"),
     ),
+    "wonder": ("请问", "我想知道", "告诉我", "想问一下", "你知道", "说说"),
     "end": ("", "", "", "", "吧", "。", "!", ",谢谢", ",多谢", "好吗"),
 }
 _TAP_EN: _Forms = {
     "": (
         *("<ask><verb> <what><end>",) * 6,
-        *("<ask><find> <what><end>", "<ask><find> <what> and <then><end>", "where <where>"),
+        *("<ask><find> <what><end>", "<ask><find> <what> and <then><end>", "where <where>", "where <where>"),
     ),
     "ask": (
         *("", "", "", "", "please ", "can you ", "could you ", "would you ", "could you please ", "now "),

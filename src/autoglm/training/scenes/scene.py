@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
+from autoglm.model.tokenizer import bin_of
 from autoglm.training.scenes import bars, layouts
-from autoglm.training.scenes.canvas import WIDTH_UNITS, Canvas, Element, draw_style
+from autoglm.training.scenes.canvas import WIDTH_UNITS, Canvas, Element, centre_of_box, draw_style
 from autoglm.training.scenes.labels import CLASSES, NEW_WORDS, Label, class_of
 from autoglm.training.scenes.pieces import Supply
 
@@ -185,22 +186,45 @@ def patch_truth(scene: Scene, patch: int = 32) -> tuple[np.ndarray, np.ndarray]:
         Class numbers and their shares, both (patches, 2). A class is 0 for background and
         :data:`IGNORED` where a label covers too little to be recognised.
     """
-    rows, columns = HEIGHT // patch, WIDTH // patch
     seen = (*scene.elements, *scene.veiled)
     if not seen:
-        return np.zeros((rows * columns, 2), np.int64), np.tile(
-            np.array([1, 0], np.float32), (rows * columns, 1)
-        )
-    cover = np.zeros((len(seen), rows, columns), np.float32)
-    for i, element in enumerate(seen):
+        patches = (HEIGHT // patch) * (WIDTH // patch)
+        return np.zeros((patches, 2), np.int64), np.tile(np.array([1, 0], np.float32), (patches, 1))
+    return _two_best(
+        _cover(seen, patch),
+        [class_of(e.label.key) for e in scene.elements] + [IGNORED] * len(scene.veiled),
+    )
+
+
+def patch_places(scene: Scene, patch: int = 32, bins: int = 72) -> np.ndarray:
+    """Tell of every patch where the middle is of the label that covers most of it.
+
+    Args:
+        scene: the screen.
+        patch: side of a patch in pixels.
+        bins: that an axis is cut into.
+
+    Returns:
+        Bins (patches, 2) from the left and from the top; :data:`IGNORED` where no label is.
+    """
+    patches = (HEIGHT // patch) * (WIDTH // patch)
+    if not scene.elements:
+        return np.full((patches, 2), IGNORED, np.int64)
+    middles = np.array([[bin_of(c, bins) for c in centre_of_box(e.shown)] for e in scene.elements], np.int64)
+    cover = _cover(scene.elements, patch)  # (elements, patches)
+    return np.where(cover.max(0)[:, None] < _SEEN, IGNORED, middles[cover.argmax(0)])
+
+
+def _cover(elements: Sequence[Element], patch: int) -> np.ndarray:
+    """Return the share of each patch that each element covers, (elements, patches)."""
+    rows, columns = HEIGHT // patch, WIDTH // patch
+    cover = np.zeros((len(elements), rows, columns), np.float32)
+    for i, element in enumerate(elements):
         left, top, right, bottom = element.shown
         vertical = _overlaps(top * HEIGHT, bottom * HEIGHT, rows, patch)
         horizontal = _overlaps(left * WIDTH, right * WIDTH, columns, patch)
         cover[i] = np.outer(vertical, horizontal) / patch**2
-    return _two_best(
-        cover.reshape(len(cover), -1),
-        [class_of(e.label.key) for e in scene.elements] + [IGNORED] * len(scene.veiled),
-    )
+    return cover.reshape(len(cover), -1)
 
 
 def _overlaps(start: float, stop: float, count: int, patch: int) -> np.ndarray:
