@@ -172,6 +172,14 @@ def test_app_commands_answer_trained_actions_only() -> None:
             assert not is_held_out(action.name, str(app))
 
 
+def test_apps_are_typed_in_lower_case_too() -> None:
+    """Known or not, a name may be typed small; the action has it as the phone does."""
+    asked = [e for e in drawn(6000) if e.intent in ("launch_app", "close_app", "unknown_app")]
+    small = [e for e in asked if e.answer.startswith("do(") and '"Maps"' in e.answer and "maps" in e.question]
+    unknown = [e for e in asked if e.intent == "unknown_app" and e.language == "en"]
+    assert small and any(e.question[1:].islower() for e in unknown)
+
+
 @pytest.mark.parametrize("release", RELEASES)
 def test_answers_are_few_and_short(release: Release) -> None:
     """A small model has few sentences to learn: apart from identity each is at most 80 characters."""

@@ -94,6 +94,7 @@ _AGENT_WEIGHTS = {
 _NEW_APP_SHARE = 0.2  # of v1.3's app commands among all that it knows
 _CROSSED = 0.1  # share of commands worded in the other language than the app's
 _TYPED = 0.6  # share of commands in wordings of the longer lists
+_LOWERED = 0.3  # share of apps typed in lower case
 _COMMONEST = 0.1  # share of a topic's questions that are its first, most common wording
 _BARE = 0.25  # share of questions with at most a question mark around them
 _SYSTEM_SHARE = 0.2  # share of questions under some system prompt
@@ -259,7 +260,8 @@ def _command_language(rng: random.Random, label: str) -> Language:
 def _command_text(rng: random.Random, action: str, label: str, language: Language, *, held_out: bool) -> str:
     commands = TYPED_COMMANDS if rng.random() < _TYPED else COMMANDS
     template = rng.choice(split(commands[language, action], held_out=held_out))
-    text = template.format(label)
+    lowered = not held_out and rng.random() < _LOWERED  # scores stay those of names as they are written
+    text = template.format(label.lower() if lowered else label)
     if language == "en" and rng.random() < 0.3:
         text = text[0].upper() + text[1:]
     return text + rng.choice(("", "", "。" if language == "zh" else "."))

@@ -264,7 +264,7 @@ class Loop:
         content = torch.load(path, weights_only=True, map_location="cpu")
         if (content.get("task"), content["seed"]) != (self.task.name, self.seed):
             raise ConfigError(f"{path} belongs to another run: give another directory")
-        begun = content["lessons"]
+        begun = content.get("lessons", ["those of another version"])
         if begun != [lesson.name for lesson in self.lessons[: len(begun)]]:
             raise ConfigError(f"{path} has had other lessons, {', '.join(begun)}: give another directory")
         for name, module in self.task.modules.items():
