@@ -35,10 +35,10 @@ def test_the_size_of_a_model_is_counted(autoglm) -> None:
     ("arguments", "words"),
     [
         (("train", "v9"), "there is no course 'v9'"),
-        (("train", "update"), "starts from the weights of a release"),
+        (("train", "update"), "starts from a release: name it with --base"),
         (("quantize", "runs/x", "--version", "v1.2", "-o", "out"), "train first"),
         (("quantize", "runs/x", "--version", "v7", "-o", "out"), "no training data for 'v7'"),
-        (("train", "student", "--adapter", "8"), "starts from the weights of a release"),
+        (("train", "student", "--adapter", "8"), "an adapter is trained on an update"),
         (("quantize", "runs/x", "--version", "v1.2", "-o", "out", "--bits", "5"), "8 or 4 bits"),
         (("merge", "--adapter", "a", "--base", "b", "-o", "c", "--version", "v1.4"), "config.json"),
         (("eval", "nowhere"), "is no release"),

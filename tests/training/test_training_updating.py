@@ -31,6 +31,7 @@ from autoglm.training.news import NewsTeacher, draw_new_task, teacher_of, whats_
 from autoglm.training.recordings import Recording
 from autoglm.training.rounding import round_weight, rounded
 from autoglm.training.rows import IGNORED, Batch
+from autoglm.training.scenes.asking import questions
 from autoglm.training.scenes.labels import NEW_WORDS
 from autoglm.training.scenes.scene import draw_scene, icons, words_known
 from autoglm.training.sources import read_run, read_source, write_source
@@ -232,6 +233,26 @@ def test_news_is_practised_among_old_data(tokenizer: str) -> None:
     batch = teacher.screens(rng, 2, Manner(agent=1.0))
     assert len(batch.ids) == 2
     assert len(teacher.text(rng, 2).ids) == 2
+
+
+def test_what_is_new_is_missed_as_often_as_it_is_there(tokenizer: str) -> None:
+    """A question whether something new is there says nothing about the answer."""
+    teacher = teacher_of(Tokenizer.from_bytes(tokenizer.encode()), SMALL, "v1.3")
+    rng, manner = random.Random(5), Manner(news=0.5)
+    there: list[bool] = []
+    for scene in teacher.scenes(rng, 150, manner=manner):
+        asked = questions(rng, scene, teacher.asked_for(rng, manner), counts=(0, 0, 8))
+        there += [each.element is not None for each in asked if each.label.key in NEW_WORDS]
+    assert 0.35 < sum(there) / len(there) < 0.65
+
+
+def test_commands_are_half_of_the_new_talk(tokenizer: str) -> None:
+    """New apps are opened and closed about as often as new topics are asked about."""
+    teacher = teacher_of(Tokenizer.from_bytes(tokenizer.encode()), SMALL, "v1.3")
+    rng, manner = random.Random(6), Manner(news=1.0)
+    said = [teacher.tokenizer.decode(teacher.dialogue_slot(rng, manner).ids) for _ in range(60)]
+    commands = sum("do(action=" in text for text in said)
+    assert 18 <= commands <= 42
 
 
 def test_new_tasks_are_valid_and_wordings_held_out(tokenizer: str) -> None:

@@ -222,6 +222,26 @@ NEWS_TOGETHER = replace(
     pair_weight=0.2, mix=("text", "screen", "text", "speech", "screen", "text", "copy", "speech", "screen"),
     manner=replace(NEWS.manner, news=0.3, strange=0.3),
 )  # fmt: skip
+# Then whether something new is there, what is typed, and which questions are not new.
+NEWS_AGAIN = replace(
+    NEWS_TOGETHER, name="news again", steps=640, pair_weight=0.0,
+    mix=("text", "screen", "text", "text", "speech", "screen", "text"),
+    manner=replace(NEWS.manner, news=0.5, strange=0.3),
+)  # fmt: skip
+NEWS_MISSED = replace(
+    NEWS_AGAIN, name="news missed", steps=480,
+    mix=("screen", "text", "screen", "text", "speech", "screen", "text"),
+    manner=replace(NEWS.manner, news=0.4, strange=0.3, asked=(3, 3, 4)),
+)  # fmt: skip
+NEWS_TYPED = replace(
+    NEWS_AGAIN, name="news typed", steps=400,
+    mix=("text", "text", "screen", "text", "speech", "text", "text"),
+    manner=replace(NEWS.manner, news=0.25, strange=0.3),
+)  # fmt: skip
+NEWS_WHOLE = replace(
+    NEWS_MISSED, name="news whole", steps=560,
+    mix=("screen", "text", "speech", "screen", "text", "text", "screen", "speech", "text"),
+)  # fmt: skip
 
 # An adapter cannot touch the token table: it teaches topics but no new labels, and practises the rest.
 ADAPTER = Lesson(
@@ -245,7 +265,16 @@ COURSES: Mapping[str, Course] = MappingProxyType(
             "update",
             "nano",
             "v1.3",
-            (NEWS, NEWS_LOOK_UP, NEWS_PRACTICE, NEWS_TOGETHER),
+            (
+                NEWS,
+                NEWS_LOOK_UP,
+                NEWS_PRACTICE,
+                NEWS_TOGETHER,
+                NEWS_AGAIN,
+                NEWS_MISSED,
+                NEWS_TYPED,
+                NEWS_WHOLE,
+            ),
             follows=True,
             new_shards=2,
         ),

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from autoglm.model.config import ModelConfig
 from autoglm.model.tokenizer import Tokenizer
 from autoglm.training.actions import NEW_APPS, app_action, is_chinese, is_held_out
-from autoglm.training.dialogue import training_examples
+from autoglm.training.dialogue import Example, training_examples
 from autoglm.training.intents import Release, knowledge, new_intents, split
 from autoglm.training.rows import Slot
 from autoglm.training.scenes.canvas import Element, centre_of_box
@@ -27,8 +27,10 @@ from autoglm.training.tasks import Task, draw_task
 from autoglm.training.teaching import PLAIN, Manner, Teacher
 
 _NEW_TASKS = 0.4  # share of an agent's tasks
-_KNOWN_BESIDE = 12  # known words that a screen of new ones may show
-_PATIENCE = 400  # examples looked through for one on a new topic
+_KNOWN_BESIDE = 6  # known words that a screen of new ones may show
+_IN_VAIN = 0.2  # share of screens that are asked for new labels only, where these are absent
+_NEW_COMMANDS = 0.5  # share of the conversations about what is new; by themselves they would be one in twenty
+_PATIENCE = 400  # examples looked through for one
 
 # Of each list every fifth wording from the third on is held out of training; append at the end.
 _TOUCHES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -147,6 +149,13 @@ class NewsTeacher(Teacher):
         known = [label for label in self.words if label not in self.news]
         return (*self.news, *rng.sample(known, _KNOWN_BESIDE))
 
+    def asked_for(self, rng: random.Random, manner: Manner) -> Sequence[Label]:
+        """Return the labels that a screen may be asked for in vain, new ones as often as they are shown.
+
+        Asked for in vain as rarely as any other, what is new would be there whenever it is asked for.
+        """
+        return self.news if rng.random() < _IN_VAIN else (*self._shown(rng, manner), *self.icons)
+
     def draw_task(self, rng: random.Random, scene: Scene) -> Task:
         """Draw an instruction for a screen, old or new."""
         return draw_new_task(rng, scene) if rng.random() < _NEW_TASKS else draw_task(rng, scene)
@@ -156,12 +165,15 @@ class NewsTeacher(Teacher):
         if rng.random() >= manner.news:
             return super().dialogue_slot(rng, manner)
         drawn = training_examples(rng, _PATIENCE, release=self.release)
-        wanted = (each for each in drawn if each.intent in self.topics or each.answer in self.actions)
-        example = next(wanted, None)
+        command = rng.random() < _NEW_COMMANDS
+        example = next((each for each in drawn if self._is_new(each, command=command)), None)
         if example is None:
             return super().dialogue_slot(rng, manner)
         noise = rng if rng.random() < manner.noise else None
         return self.example_slot([example], manner, thinks=rng.random() < 0.3, noise=noise)
+
+    def _is_new(self, example: Example, *, command: bool) -> bool:
+        return example.answer in self.actions if command else example.intent in self.topics
 
 
 def teacher_of(tokenizer: Tokenizer, config: ModelConfig, release: Release) -> Teacher:

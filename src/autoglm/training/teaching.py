@@ -29,7 +29,7 @@ from autoglm.training.recordings import Recording, disturb
 from autoglm.training.repeating import draw_repetition
 from autoglm.training.rows import Batch, Slot, pack
 from autoglm.training.scenes.asking import Asked, questions
-from autoglm.training.scenes.labels import class_of
+from autoglm.training.scenes.labels import Label, class_of
 from autoglm.training.scenes.scene import (
     Scene,
     draw_primer,
@@ -44,7 +44,6 @@ from autoglm.training.tasks import AGENT_TASK_PROMPT, Task, draw_task
 ROW_TOKENS = 256
 _LOST = 0.12  # share of a noisy question's tokens that are left out
 _STRANGE = 4  # at most so many random tokens before and after it
-_ASKED = (3, 4, 2)  # taps, readings and presences a screen: reading is learnt last
 _TASKS_A_SCREEN = 6
 _CLEAR = 0.35  # share of clips heard as they were spoken
 _COPIED = 0.1  # share of dialogues whose answer stands in them
@@ -64,6 +63,7 @@ class Manner:
         longest: tokens of the longest prompts.
         strange: share of what is copied that is random tokens, and no conversation.
         news: of an update: share of screens, conversations and spoken commands that are about what is new.
+        asked: taps, readings and presences a screen; reading is learnt last.
     """
 
     agent: float = 0.0
@@ -74,6 +74,7 @@ class Manner:
     longest: int = 1900
     strange: float = 0.5
     news: float = 0.5
+    asked: tuple[int, int, int] = (3, 4, 2)
 
 
 PLAIN = Manner()
@@ -107,6 +108,10 @@ class Teacher:
             for _ in range(count)
         ]
 
+    def asked_for(self, rng: random.Random, manner: Manner) -> Sequence[Label]:
+        """Return the labels that a screen may be asked for in vain."""
+        return (*self.words, *self.icons)
+
     def labels(self, scenes: Sequence[Scene]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the pixels of screens, and the classes and shares of their patches."""
         truths = [patch_truth(scene, self.config.image.patch) for scene in scenes]
@@ -117,13 +122,13 @@ class Teacher:
         )
 
     def screens(self, rng: random.Random, count: int, manner: Manner = PLAIN) -> Batch:
-        """Return ``count`` screens with nine questions each, or six tasks for an agent."""
+        """Return ``count`` screens with some questions each, or six tasks for an agent."""
         scenes = self.scenes(rng, count, manner=manner)
         agent = rng.random() < manner.agent  # the whole batch, so that prefixes align
         full = rng.random() < 0.6
         rows: list[list[Slot]] = []
         for scene in scenes:
-            asked = questions(rng, scene, (*self.words, *self.icons), counts=_ASKED)
+            asked = questions(rng, scene, self.asked_for(rng, manner), counts=manner.asked)
             rng.shuffle(asked)
             slots = [self.question_slot(rng, each, manner, agent=agent) for each in asked]
             if agent and full:
