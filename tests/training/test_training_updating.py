@@ -276,9 +276,10 @@ def test_what_is_new_is_listed_and_unknown_before(tokenizer: str) -> None:
 
 def test_old_recordings_are_answered_anew() -> None:
     """A question asked aloud gets the new release's answer; new commands are as many as is wanted."""
-    text = next(t for t, answer in spoken_answers("v1.3").items() if answer != spoken_answers("v1.2")[t])
+    before = spoken_answers("v1.2")
+    text = next(t for t, answer in spoken_answers("v1.3").items() if answer != before[t])
     sound = torch.zeros(4, dtype=torch.int16).numpy()
-    old = [Recording("question", text, spoken_answers("v1.2")[text], "zh", "", sound)]
+    old = [Recording("question", text, before[text], "zh", "", sound)]
     old += [Recording("command", "打开微信", "do()", "zh", "", sound)] * 4
     new = [Recording("command", "打开小红书", "do()", "zh", "", sound)] * 2
     together = mixed(old, new, "v1.3")
